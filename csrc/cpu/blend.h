@@ -1,0 +1,362 @@
+// Blending of one 16x16 tile, forward and backward. Included by isa.cpp.
+//
+// A tile is cut into blocks of as many pixels as a vector has lanes (4x4, 4x2 or 2x2). For each block:
+//   cull   which of the tile's Gaussians reach it (vectorised over Gaussians),
+//   march  front to back: alpha, transmittance and weight of each survivor, for all pixels at once,
+//   mix    image += weights x values, a matrix product over any number of channels.
+// Backward marches again, then needs no vector of channels per pixel: with s_i = <v_i, dL/dpixel>,
+//   dL/dalpha_i = T_i s_i - (sum_{j>i} w_j s_j + T_end (<background, dL/dpixel> + dL/dT_end)) / (1 - alpha_i),
+// the sum being a scalar carried from back to front.
+#pragma once
+
+#include "../math/bounds.h"
+#include "kernels.h"
+#include "simd.h"
+
+namespace {
+
+using namespace gsfields;
+using namespace gsfields::cpu;
+using math::kTile;
+
+constexpr int kBatch = 512;        // Gaussians of a tile culled and marched at a time
+constexpr int kChannelBlock = 4;   // channels per pass of the backward product
+
+// What the march reads per Gaussian; the conic is scaled so that alpha = opacity * 2^-(a dx² + b dx dy + c dy²).
+template <class S>
+struct alignas(32) Entry {
+  S x, y, a, b, c, opacity;
+  int32_t id;
+};
+
+// The block of pixels that one vector covers.
+template <int L>
+struct Block {
+  static constexpr int width = L >= 8 ? 4 : 2;
+  static constexpr int height = L / width;
+  static constexpr int columns = kTile / width, rows = kTile / height, count = columns * rows;
+  static_assert(count <= 64, "the culling masks hold 64 blocks");
+};
+
+// Ellipses of a batch, structure of arrays, centres relative to the tile's corner.
+template <class S>
+struct CullBatch {
+  alignas(64) S x[kBatch], y[kBatch], inv_a[kBatch], b[kBatch], aq[kBatch], det[kBatch], widest[kBatch], reach[kBatch];
+};
+
+template <class S, int L>
+struct TileGeometry {
+  int x0, y0, pixels_x, pixels_y;  // corner in the image, and how much of the tile lies inside it
+  GSF_HD TileGeometry(const BlendArgs<S>& a, int64_t tile) {
+    x0 = int(tile % a.tiles_x) * kTile, y0 = int(tile / a.tiles_x) * kTile;
+    pixels_x = math::min(kTile, a.width - x0), pixels_y = math::min(kTile, a.height - y0);
+  }
+  GSF_HD bool inside(int block) const {
+    using B = Block<L>;
+    return block % B::columns * B::width < pixels_x && block / B::columns * B::height < pixels_y;
+  }
+  // Image row-major index of lane l of a block, or -1 outside the image.
+  GSF_HD int64_t pixel(const BlendArgs<S>& a, int block, int l) const {
+    using B = Block<L>;
+    const int x = block % B::columns * B::width + l % B::width, y = block / B::columns * B::height + l / B::width;
+    return x < pixels_x && y < pixels_y ? int64_t(y0 + y) * a.width + x0 + x : -1;
+  }
+};
+
+// Loads Gaussians [first, first + count) of the tile's list, and tells for each which blocks it reaches.
+template <class S, int L>
+GSF_HD void load_and_cull(const BlendArgs<S>& a, const TileGeometry<S, L>& tile, const int32_t* ids, int count,
+                          CullBatch<S>& c, Entry<S>* entries, uint64_t* masks) {
+  using B = Block<L>;
+  using V = typename Lanes<S, L>::V;
+  using M = typename Lanes<S, L>::M;
+  for (int j = 0; j < count; ++j) {
+    const int64_t id = ids[j];
+    const S *mean = a.means2d + 2 * id, *conic = a.conics + 3 * id, opacity = a.opacities[id];
+    entries[j] = {mean[0],
+                  mean[1],
+                  S(0.5) * kExpScale<S> * conic[0],
+                  kExpScale<S> * conic[1],
+                  S(0.5) * kExpScale<S> * conic[2],
+                  opacity,
+                  ids[j]};
+    const auto e = math::make_ellipse(conic[0], conic[1], conic[2], math::ellipse_level(opacity));
+    c.x[j] = mean[0] - tile.x0, c.y[j] = mean[1] - tile.y0;
+    c.inv_a[j] = e.inv_a, c.b[j] = e.b, c.aq[j] = e.aq, c.det[j] = e.det, c.widest[j] = e.widest;
+    // Rounding may leave a very long splat without a closed ellipse: then it is tested at every pixel.
+    c.reach[j] = e.det > 0 ? math::sqrt(S(e.aq / e.det)) : S(-1);
+  }
+  for (int j = 0; j < count; j += L) {
+    const math::Ellipse<V> e{load<V>(c.inv_a + j), load<V>(c.b + j), load<V>(c.aq + j), load<V>(c.det + j),
+                             load<V>(c.widest + j)};
+    const V x = load<V>(c.x + j), y = load<V>(c.y + j), reach = load<V>(c.reach + j);
+    M bits[2] = {};  // 32 blocks each
+    for (int row = 0; row < B::rows; ++row) {
+      V left, right;
+      const V lo = S(row * B::height + 0.5) - y, hi = lo + S(B::height - 1);
+      math::slab_interval(e, lo, hi, left, right);
+      left += x, right += x;
+      const M meets = (lo <= reach) & (hi >= -reach);
+      for (int column = 0; column < B::columns; ++column) {
+        const int block = row * B::columns + column;
+        const M hit = meets & (right >= S(column * B::width + 0.5)) & (left <= S(column * B::width + B::width - 0.5));
+        bits[block / 32] |= hit & typename Lanes<S, L>::I(int64_t(1) << (block % 32));
+      }
+    }
+    for (int l = 0; l < L && j + l < count; ++l)
+      masks[j + l] = reach[l] < 0 ? ~uint64_t(0) : uint32_t(bits[0][l]) | uint64_t(uint32_t(bits[1][l])) << 32;
+  }
+}
+
+// The entries whose mask has this block's bit.
+GSF_HD int block_list(const uint64_t* masks, int count, int block, int32_t* list) {
+  int n = 0;
+  for (int j = 0; j < count; ++j) {
+    list[n] = j;
+    n += int(masks[j] >> block & 1);
+  }
+  return n;
+}
+
+// One pixel per lane: position, transmittance so far, and whether it still accepts Gaussians.
+template <class S, int L>
+struct Pixels {
+  typename Lanes<S, L>::V x, y, T;
+  typename Lanes<S, L>::M alive;
+};
+
+template <class S, int L>
+GSF_HD Pixels<S, L> start_pixels(const TileGeometry<S, L>& tile, int block) {
+  using B = Block<L>;
+  Pixels<S, L> p;
+  for (int l = 0; l < L; ++l) {
+    const int x = block % B::columns * B::width + l % B::width, y = block / B::columns * B::height + l / B::width;
+    p.x[l] = S(tile.x0 + x) + S(0.5), p.y[l] = S(tile.y0 + y) + S(0.5);
+    p.alive[l] = x < tile.pixels_x && y < tile.pixels_y ? -1 : 0;
+    p.T[l] = 1;
+  }
+  return p;
+}
+
+// Walks a block's list front to back, writing per survivor (an entry that some pixel blends) its index, its
+// weight alpha T, and for the backward pass alpha and T. Returns the number of survivors.
+template <bool kKeep, class S, int L, class V = typename Lanes<S, L>::V>
+GSF_HD int march(const Entry<S>* entries, const int32_t* list, int count, Pixels<S, L>& p, int32_t* survivors,
+                 V* weights, V* alphas, V* Ts) {
+  int n = 0;
+  const V zero = {};
+  for (int k = 0; k < count; ++k) {
+    const Entry<S>& e = entries[list[k]];
+    const V dx = p.x - e.x, dy = p.y - e.y;
+    const V power = dx * (e.a * dx + e.b * dy) + e.c * dy * dy;
+    const V alpha = math::min(V(e.opacity * exp_negative(power)), V(zero + S(math::kAlphaMax)));
+    auto hit = p.alive & (alpha >= S(math::kAlphaMin)) & (power >= S(0));
+    const V next = p.T * (1 - alpha);
+    const auto stop = hit & (next <= S(math::kTransmittanceMin));
+    p.alive &= ~stop;
+    hit &= ~stop;
+    weights[n] = hit ? alpha * p.T : zero;
+    if constexpr (kKeep) alphas[n] = hit ? alpha : zero, Ts[n] = p.T;
+    survivors[n] = list[k];
+    p.T = hit ? next : p.T;
+    n += any(hit);
+    // Only a stop can end the block.
+    if (any(stop) && !any(p.alive)) break;
+  }
+  return n;
+}
+
+// sums[c] += sum_k weights[k] values[survivor k][channel c], for CB channels.
+template <int CB, class S, class V>
+GSF_HD void mix(const Entry<S>* entries, const int32_t* survivors, const V* weights, int n, const S* values,
+                int64_t channels, V* sums) {
+  V acc[CB];
+  for (int c = 0; c < CB; ++c) acc[c] = sums[c];
+  for (int k = 0; k < n; ++k) {
+    const S* v = values + entries[survivors[k]].id * channels;
+    for (int c = 0; c < CB; ++c) acc[c] += weights[k] * v[c];
+  }
+  for (int c = 0; c < CB; ++c) sums[c] = acc[c];
+}
+
+template <class S, int L>
+struct ForwardScratch {
+  using V = typename Lanes<S, L>::V;
+  CullBatch<S> cull;
+  Entry<S> entries[kBatch];
+  uint64_t masks[kBatch];
+  int32_t list[kBatch], survivors[kBatch];
+  alignas(64) V weights[kBatch];
+  Pixels<S, L> pixels[Block<L>::count];
+  alignas(64) V sums[];  // [blocks, channels]
+};
+
+template <class S, int L>
+int64_t blend_scratch(int64_t channels) {
+  return int64_t(sizeof(ForwardScratch<S, L>)) + Block<L>::count * channels * int64_t(sizeof(S)) * L;
+}
+
+template <class S, int L>
+void blend_tile(const BlendArgs<S>& a, int64_t tile_index, void* scratch) {
+  using B = Block<L>;
+  using V = typename Lanes<S, L>::V;
+  auto& s = *static_cast<ForwardScratch<S, L>*>(scratch);
+  const TileGeometry<S, L> tile(a, tile_index);
+  const int64_t begin = a.tile_offsets[tile_index], end = a.tile_offsets[tile_index + 1], C = a.channels;
+  uint64_t open = 0;  // blocks with a pixel alive
+  for (int block = 0; block < B::count; ++block) {
+    s.pixels[block] = start_pixels<S, L>(tile, block);
+    if (tile.inside(block)) open |= uint64_t(1) << block;
+    for (int64_t c = 0; c < C; ++c) s.sums[block * C + c] = V{};
+  }
+
+  int64_t used = 0;
+  for (int64_t first = begin; first < end && open; first += kBatch) {
+    const int count = int(math::min(int64_t(kBatch), end - first));
+    load_and_cull<S, L>(a, tile, a.ids + first, count, s.cull, s.entries, s.masks);
+    for (int block = 0; block < B::count; ++block) {
+      if (!(open >> block & 1)) continue;
+      const int listed = block_list(s.masks, count, block, s.list);
+      Pixels<S, L> p = s.pixels[block];
+      const int n = march<false>(s.entries, s.list, listed, p, s.survivors, s.weights, s.weights, s.weights);
+      s.pixels[block] = p;
+      if (!any(p.alive)) open &= ~(uint64_t(1) << block);
+      if (n == 0) continue;
+      used = math::max(used, first - begin + s.survivors[n - 1] + 1);
+      V* sums = s.sums + block * C;
+      int64_t c = 0;
+      for (; c + 8 <= C; c += 8) mix<8>(s.entries, s.survivors, s.weights, n, a.values + c, C, sums + c);
+      if (C - c >= 4) mix<4>(s.entries, s.survivors, s.weights, n, a.values + c, C, sums + c), c += 4;
+      if (C - c == 3) mix<3>(s.entries, s.survivors, s.weights, n, a.values + c, C, sums + c);
+      if (C - c == 2) mix<2>(s.entries, s.survivors, s.weights, n, a.values + c, C, sums + c);
+      if (C - c == 1) mix<1>(s.entries, s.survivors, s.weights, n, a.values + c, C, sums + c);
+    }
+  }
+  a.used[tile_index] = int32_t(used);
+
+  for (int block = 0; block < B::count; ++block)
+    for (int l = 0; l < L; ++l) {
+      const int64_t pixel = tile.pixel(a, block, l);
+      if (pixel < 0) continue;
+      const S T = s.pixels[block].T[l];
+      a.transmittance[pixel] = T;
+      S* out = a.image + pixel * C;
+      for (int64_t c = 0; c < C; ++c) out[c] = s.sums[block * C + c][l] + (a.background ? T * a.background[c] : S(0));
+    }
+}
+
+// Scratch of the backward pass, laid out for tiles whose lists are used up to `longest` and for C channels.
+template <class S, int L>
+struct BackwardScratch {
+  using V = typename Lanes<S, L>::V;
+  CullBatch<S>* cull;
+  Entry<S>* entries;
+  V *weights, *alphas, *Ts, *s, *v_image;
+  uint64_t* masks;
+  int32_t *list, *survivors;
+  int64_t bytes;
+
+  BackwardScratch(void* memory, int64_t longest, int64_t channels) {
+    bytes = 0;
+    const auto take = [&](auto*& out, int64_t n) __attribute__((always_inline)) {
+      out = reinterpret_cast<__typeof__(out + 0)>(static_cast<char*>(memory) + bytes);
+      bytes += (n * int64_t(sizeof(*out)) + 63) / 64 * 64;
+    };
+    take(cull, 1), take(entries, longest);
+    take(weights, longest), take(alphas, longest), take(Ts, longest), take(s, longest);
+    take(v_image, (channels + kChannelBlock - 1) / kChannelBlock * kChannelBlock);
+    take(masks, longest), take(list, longest), take(survivors, longest);
+  }
+};
+
+template <class S, int L>
+int64_t blend_backward_scratch(int64_t channels, int64_t longest) {
+  return BackwardScratch<S, L>(nullptr, longest, channels).bytes;
+}
+
+// s_k += <values_k, v_image> over CB channels, and dL/dvalues of the same channels into the records.
+template <int CB, class S, class V>
+GSF_HD void products(const BlendBackwardArgs<S>& a, const Entry<S>* entries, const int32_t* survivors,
+                     const V* weights, int n, int64_t channel, const V* v_image, V* s) {
+  const V zero = {};
+  for (int k = 0; k < n; ++k) {
+    if (a.geometry) {
+      const S* v = a.forward.values + entries[survivors[k]].id * a.forward.channels + channel;
+      V sum = s[k];
+      for (int c = 0; c < CB; ++c) sum += v_image[c] * v[c];
+      s[k] = sum;
+    }
+    if (a.to_values) {
+      S* out = a.records + survivors[k] * a.record_size + (a.geometry ? kMoments : 0) + channel;
+      const V w = weights[k];
+      add_sums(V(w * v_image[0]), CB > 1 ? V(w * v_image[1]) : zero, CB > 2 ? V(w * v_image[2]) : zero,
+               CB > 3 ? V(w * v_image[3]) : zero, out);
+    }
+  }
+}
+
+// From back to front: dL/dalpha, dL/dσ and its moments about each Gaussian's centre. `behind` enters as the
+// background's share, and carries the sum over the Gaussians already passed.
+template <class S, int L, class V = typename Lanes<S, L>::V>
+GSF_HD void moments(const BlendBackwardArgs<S>& a, const BackwardScratch<S, L>& m, int n, const Pixels<S, L>& p,
+                    V behind) {
+  const V zero = {};
+  for (int k = n - 1; k >= 0; --k) {
+    const Entry<S>& e = m.entries[m.survivors[k]];
+    const V alpha = m.alphas[k];
+    const V v_alpha = m.Ts[k] * m.s[k] - behind / (1 - alpha);
+    behind += m.weights[k] * m.s[k];
+    // A clamped alpha does not move with the exponent; a pixel that was not hit has alpha 0.
+    const V q = alpha < S(math::kAlphaMax) ? -alpha * v_alpha : zero;
+    const V dx = p.x - e.x, dy = p.y - e.y, qx = q * dx, qy = q * dy;
+    S* out = a.records + m.survivors[k] * a.record_size;
+    add_sums(q, qx, qy, V(qx * dx), out);
+    // dσ/dmean = -conic d; the entry's conic is scaled by kExpScale and halved on the diagonal.
+    const V gx = 2 * e.a * qx + e.b * qy, gy = e.b * qx + 2 * e.c * qy;
+    add_sums(V(qx * dy), V(qy * dy), V(gx < zero ? -gx : gx), V(gy < zero ? -gy : gy), out + kQxy);
+  }
+}
+
+template <class S, int L>
+void blend_backward_tile(const BlendBackwardArgs<S>& a, int64_t tile_index, void* scratch) {
+  using B = Block<L>;
+  using V = typename Lanes<S, L>::V;
+  const auto& f = a.forward;
+  const TileGeometry<S, L> tile(f, tile_index);
+  const int used = f.used[tile_index];
+  const int64_t C = f.channels;
+  BackwardScratch<S, L> m(scratch, used, C);
+  __builtin_memset(a.records, 0, sizeof(S) * size_t(used) * size_t(a.record_size));
+  for (int first = 0; first < used; first += kBatch)
+    load_and_cull<S, L>(f, tile, f.ids + f.tile_offsets[tile_index] + first, math::min(kBatch, used - first), *m.cull,
+                        m.entries + first, m.masks + first);
+
+  for (int block = 0; block < B::count; ++block) {
+    if (!tile.inside(block)) continue;
+    const int listed = block_list(m.masks, used, block, m.list);
+    Pixels<S, L> p = start_pixels<S, L>(tile, block);
+    const int n = march<true>(m.entries, m.list, listed, p, m.survivors, m.weights, m.alphas, m.Ts);
+    if (n == 0) continue;
+
+    V v_T = {};
+    for (int64_t c = 0; c < C; ++c) m.v_image[c] = V{};
+    for (int l = 0; l < L; ++l) {
+      const int64_t pixel = tile.pixel(f, block, l);
+      if (pixel < 0) continue;
+      v_T[l] = a.v_transmittance[pixel];
+      for (int64_t c = 0; c < C; ++c) m.v_image[c][l] = a.v_image[pixel * C + c];
+    }
+    for (int k = 0; k < n; ++k) m.s[k] = V{};
+    int64_t c = 0;
+    for (; c + 4 <= C; c += 4) products<4>(a, m.entries, m.survivors, m.weights, n, c, m.v_image + c, m.s);
+    if (C - c == 3) products<3>(a, m.entries, m.survivors, m.weights, n, c, m.v_image + c, m.s);
+    if (C - c == 2) products<2>(a, m.entries, m.survivors, m.weights, n, c, m.v_image + c, m.s);
+    if (C - c == 1) products<1>(a, m.entries, m.survivors, m.weights, n, c, m.v_image + c, m.s);
+    if (!a.geometry) continue;
+    if (f.background)
+      for (int64_t k = 0; k < C; ++k) v_T += m.v_image[k] * f.background[k];
+    moments<S, L>(a, m, n, p, V(p.T * v_T));
+  }
+}
+
+}  // namespace

@@ -1,0 +1,34 @@
+// All vectorised kernels, compiled once per instruction set (setup.py): GSFIELDS_ISA names this object's set.
+// Nothing here may emit a weak symbol; see kernels.h.
+#include "blend.h"
+#include "project.h"
+#include "ssim.h"
+
+#if defined(__AVX512F__)
+#define GSF_LANES_F32 16
+#define GSF_LANES_F64 8
+#elif defined(__AVX2__)
+#define GSF_LANES_F32 8
+#define GSF_LANES_F64 4
+#else
+#define GSF_LANES_F32 4
+#define GSF_LANES_F64 4
+#endif
+
+#define GSF_JOIN_(a, b) a##b
+#define GSF_JOIN(a, b) GSF_JOIN_(a, b)
+
+namespace {
+template <class S, int L>
+constexpr Kernels<S> table() {
+  return {project<S, L>,     project_backward<S, L>,       sh<S>,
+          sh_backward<S>,    blend_scratch<S, L>,          blend_tile<S, L>,
+          blend_backward_scratch<S, L>, blend_backward_tile<S, L>, ssim_scratch<S>,
+          ssim_rows<S>,      ssim_backward_rows<S>};
+}
+}  // namespace
+
+namespace gsfields::cpu {
+extern const IsaTable GSF_JOIN(isa_table_, GSFIELDS_ISA);
+const IsaTable GSF_JOIN(isa_table_, GSFIELDS_ISA) = {table<float, GSF_LANES_F32>(), table<double, GSF_LANES_F64>()};
+}  // namespace gsfields::cpu

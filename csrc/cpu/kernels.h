@@ -1,0 +1,127 @@
+// The CPU kernels as seen from outside: plain argument structs and a table of functions, one table per
+// instruction set. Kernels work on ranges or single tiles; who runs them on which thread is decided by the caller.
+//
+// isa.cpp is compiled once per instruction set, and holds nothing but kernels on raw pointers in an anonymous
+// namespace: a std:: template instantiated there could be merged by the linker with the copy of another
+// instruction set and crash (or run slowly) elsewhere. Scratch memory is therefore passed in.
+#pragma once
+
+#include <cstdint>
+
+#include "../math/common.h"
+
+namespace gsfields::cpu {
+
+// Gaussians per chunk of the projection: gradients of the viewmats are summed per chunk, then over chunks in order,
+// so that they do not depend on the number of threads.
+constexpr int64_t kProjectChunk = 1024;
+constexpr int kSsimWindow = 11;  // taps of the SSIM window
+
+template <class S>
+struct ProjectArgs {
+  int64_t n, views;
+  const S *means, *quats, *scales, *opacities;  // [N,3] [N,4] [N,3] [N]
+  const S *viewmats, *Ks;                       // [B,4,4] [B,3,3]
+  int width, height;
+  S near_plane, far_plane, eps2d;
+  bool antialiased;
+  S *means2d, *depths, *conics, *opacities2d;  // [B,N,2] [B,N] [B,N,3] [B,N]
+  int32_t* radii;                              // [B,N,2]
+};
+
+template <class S>
+struct ProjectBackwardArgs {
+  ProjectArgs<S> forward;  // outputs unused except radii, which tell what was visible
+  const S *v_means2d, *v_depths, *v_conics, *v_opacities2d;
+  S *v_means, *v_quats, *v_scales, *v_opacities;  // as the inputs, summed over views
+  S* v_views;                                     // [chunks, B, 12] rotation then translation, or null
+};
+
+template <class S>
+struct ShArgs {
+  int64_t n, views, channels, rest;   // rest: coefficients per Gaussian beyond the first
+  int degree;
+  const S* dirs;                      // [B,N,3]
+  const S *sh0, *shN;                 // rows of [1,D] and [rest,D]
+  int64_t sh0_stride, shN_stride;     // elements between rows
+  const bool* masks;                  // [B,N] or null
+  S* colors;                          // [B,N,D]
+  const S* v_colors;                  // backward
+  S *v_dirs, *v_sh0, *v_shN;          // [B,N,3] [N,1,D] [N,rest,D]
+};
+
+// One view of a blend.
+template <class S>
+struct BlendArgs {
+  const S *values, *means2d, *conics, *opacities;  // [N,C] [N,2] [N,3] [N]
+  const S* background;                             // [C] or null
+  const int32_t* ids;                              // of all tiles
+  const int64_t* tile_offsets;                     // [tiles + 1]
+  int64_t channels;
+  int width, height, tiles_x;
+  S *image, *transmittance;  // [H,W,C] [H,W]
+  int32_t* used;             // [tiles] length of the prefix of each tile's list that reached a pixel
+};
+
+// Per (Gaussian, tile) sums of the backward pass: moments of q = dL/dσ (σ: the exponent) about the Gaussian's
+// centre d, the sums of |dL/dmean| per axis, then dL/dvalues. From the moments follow all geometry gradients.
+enum Moment { kQ, kQx, kQy, kQxx, kQxy, kQyy, kAbsX, kAbsY, kMoments };
+
+template <class S>
+struct BlendBackwardArgs {
+  BlendArgs<S> forward;            // image and transmittance unused, used read
+  const S *v_image, *v_transmittance;  // [H,W,C] [H,W]
+  bool geometry, to_values;
+  int64_t record_size;             // geometry ? kMoments : 0, plus to_values ? channels rounded up to 4 : 0
+  S* records;                      // of this tile [used, record_size]
+};
+
+template <class S>
+struct SsimArgs {
+  int64_t height, row;  // row = width * channels
+  int64_t channels;
+  const S *image1, *image2;          // [H,W,C]
+  S *map, *d_mu, *d_var, *d_cov;     // forward: SSIM and its derivatives by E[x], E[x²], E[xy]
+  const S* v_map;                    // backward
+  S* v_image1;
+};
+
+template <class S>
+struct Kernels {
+  void (*project)(const ProjectArgs<S>&, int64_t begin, int64_t end);
+  void (*project_backward)(const ProjectBackwardArgs<S>&, int64_t begin, int64_t end);  // begin: multiple of chunk
+  void (*sh)(const ShArgs<S>&, int64_t begin, int64_t end);
+  void (*sh_backward)(const ShArgs<S>&, int64_t begin, int64_t end);
+  int64_t (*blend_scratch)(int64_t channels);
+  void (*blend_tile)(const BlendArgs<S>&, int64_t tile, void* scratch);
+  int64_t (*blend_backward_scratch)(int64_t channels, int64_t longest);
+  void (*blend_backward_tile)(const BlendBackwardArgs<S>&, int64_t tile, void* scratch);
+  int64_t (*ssim_scratch)(int64_t row, int64_t band);
+  void (*ssim_rows)(const SsimArgs<S>&, int64_t begin, int64_t end, void* scratch);
+  void (*ssim_backward_rows)(const SsimArgs<S>&, int64_t begin, int64_t end, void* scratch);
+};
+
+struct IsaTable {
+  Kernels<float> f32;
+  Kernels<double> f64;
+  template <class S>
+  const Kernels<S>& of() const;
+};
+template <>
+inline const Kernels<float>& IsaTable::of<float>() const {
+  return f32;
+}
+template <>
+inline const Kernels<double>& IsaTable::of<double>() const {
+  return f64;
+}
+
+enum class Isa { baseline = 0, avx2 = 1, avx512 = 2 };
+
+// dispatch.cpp: the instruction set in use is the best this CPU has, or what GSFIELDS_CPU_ISA names.
+bool isa_available(Isa isa);
+Isa current_isa();
+void set_isa(Isa isa);  // must be available
+const IsaTable& kernels();
+
+}  // namespace gsfields::cpu

@@ -1,0 +1,202 @@
+// Projection and spherical harmonics over a range of Gaussians. Included by isa.cpp.
+#pragma once
+
+#include "../math/bounds.h"
+#include "../math/projection.h"
+#include "../math/sh.h"
+#include "kernels.h"
+#include "simd.h"
+
+namespace {
+
+using namespace gsfields;
+using namespace gsfields::cpu;
+
+// L consecutive rows of [*, K] as K vectors; rows at or past `end` repeat the last one.
+template <class V, int K, class S>
+GSF_HD void load_rows(const S* base, int64_t i, int64_t end, V* out) {
+  constexpr int L = sizeof(V) / sizeof(S);
+  alignas(V) S columns[K][L];
+  for (int l = 0; l < L; ++l) {
+    const S* row = base + K * (i + l < end ? i + l : end - 1);
+    for (int k = 0; k < K; ++k) columns[k][l] = row[k];
+  }
+  for (int k = 0; k < K; ++k) out[k] = load<V>(columns[k]);
+}
+
+template <class V, int K, class S>
+GSF_HD void store_rows(S* base, int64_t i, int64_t count, const V* in) {
+  for (int64_t l = 0; l < count; ++l)
+    for (int k = 0; k < K; ++k) base[K * (i + l) + k] = in[k][l];
+}
+
+template <class S, int L>
+void project(const ProjectArgs<S>& a, int64_t begin, int64_t end) {
+  using V = typename Lanes<S, L>::V;
+  for (int64_t view = 0; view < a.views; ++view) {
+    const auto v = math::make_view(a.viewmats + 16 * view, a.Ks + 9 * view, a.width, a.height, a.near_plane,
+                                   a.far_plane, a.eps2d);
+    const int64_t at = view * a.n;
+    for (int64_t i = begin; i < end; i += L) {
+      const int64_t count = end - i < L ? end - i : L;
+      V mean[3], quat[4], scale[3], opacity[1];
+      load_rows<V, 3>(a.means, i, end, mean);
+      load_rows<V, 4>(a.quats, i, end, quat);
+      load_rows<V, 3>(a.scales, i, end, scale);
+      load_rows<V, 1>(a.opacities, i, end, opacity);
+      const auto g = math::make_splat(v, mean, quat, scale);
+
+      const V rz = 1 / g.p[2];
+      V mean2d[2] = {v.fx * g.p[0] * rz + v.cx, v.fy * g.p[1] * rz + v.cy};
+      const V cov_a = g.cov_a + a.eps2d, cov_c = g.cov_c + a.eps2d, det = cov_a * cov_c - g.cov_b * g.cov_b;
+      const V inv_det = 1 / det;
+      V conic[3] = {cov_c * inv_det, -g.cov_b * inv_det, cov_a * inv_det};
+      if (a.antialiased) opacity[0] *= math::compensation(g, a.eps2d);
+
+      // Half extents of the ellipse alpha >= 1/255, which lie on the covariance's diagonal.
+      V level;
+      for (int l = 0; l < L; ++l) level[l] = math::ellipse_level(S(opacity[0][l]));
+      const V rx = math::sqrt(V(level * cov_a)), ry = math::sqrt(V(level * cov_c));
+      const auto visible = (g.p[2] > v.near_plane) & (g.p[2] < v.far_plane) & (opacity[0] >= S(math::kAlphaMin)) &
+                           (det > S(0)) & math::finite(conic[0]) & math::finite(conic[1]) & math::finite(conic[2]) &
+                           math::finite(rx) & math::finite(ry) & math::finite(opacity[0]) &
+                           (mean2d[0] + rx > S(0)) & (mean2d[0] - rx < v.width) & (mean2d[1] + ry > S(0)) &
+                           (mean2d[1] - ry < v.height);
+
+      V depth = g.p[2];
+      const V zero = {};
+      for (V& x : mean2d) x = math::select(visible, x, zero);
+      for (V& x : conic) x = math::select(visible, x, zero);
+      depth = math::select(visible, depth, zero), opacity[0] = math::select(visible, opacity[0], zero);
+      store_rows<V, 2>(a.means2d, at + i, count, mean2d);
+      store_rows<V, 1>(a.depths, at + i, count, &depth);
+      store_rows<V, 3>(a.conics, at + i, count, conic);
+      store_rows<V, 1>(a.opacities2d, at + i, count, opacity);
+      for (int64_t l = 0; l < count; ++l) {
+        int32_t* radii = a.radii + 2 * (at + i + l);
+        radii[0] = visible[l] ? int32_t(math::min(math::ceil(S(rx[l])), S(1 << 30))) : 0;
+        radii[1] = visible[l] ? int32_t(math::min(math::ceil(S(ry[l])), S(1 << 30))) : 0;
+      }
+    }
+  }
+}
+
+template <class S, int L>
+void project_backward(const ProjectBackwardArgs<S>& a, int64_t begin, int64_t end) {
+  using V = typename Lanes<S, L>::V;
+  const auto& f = a.forward;
+  for (int64_t chunk = begin; chunk < end; chunk += kProjectChunk) {
+    const int64_t chunk_end = chunk + kProjectChunk < end ? chunk + kProjectChunk : end;
+    if (a.v_views)
+      __builtin_memset(a.v_views + chunk / kProjectChunk * f.views * 12, 0, sizeof(S) * size_t(f.views) * 12);
+    for (int64_t i = chunk; i < chunk_end; i += L) {
+      const int64_t count = chunk_end - i < L ? chunk_end - i : L;
+      V mean[3], quat[4], scale[3], opacity[1];
+      load_rows<V, 3>(f.means, i, chunk_end, mean);
+      load_rows<V, 4>(f.quats, i, chunk_end, quat);
+      load_rows<V, 3>(f.scales, i, chunk_end, scale);
+      load_rows<V, 1>(f.opacities, i, chunk_end, opacity);
+      V sum[11] = {};  // mean, quat, scale, opacity
+      for (int64_t view = 0; view < f.views; ++view) {
+        const int64_t at = view * f.n;
+        typename Lanes<S, L>::M visible = {};
+        for (int64_t l = 0; l < count; ++l) visible[l] = f.radii[2 * (at + i + l)] > 0 ? -1 : 0;
+        if (!any(visible)) continue;
+        const auto v = math::make_view(f.viewmats + 16 * view, f.Ks + 9 * view, f.width, f.height, f.near_plane,
+                                       f.far_plane, f.eps2d);
+        V v_mean2d[2];
+        math::ImageGrads<V> in;
+        math::GaussianGrads<V> out;
+        load_rows<V, 2>(a.v_means2d, at + i, at + chunk_end, v_mean2d);
+        load_rows<V, 3>(a.v_conics, at + i, at + chunk_end, in.conic);
+        load_rows<V, 1>(a.v_depths, at + i, at + chunk_end, &in.depth);
+        load_rows<V, 1>(a.v_opacities2d, at + i, at + chunk_end, &in.opacity);
+        in.x = v_mean2d[0], in.y = v_mean2d[1];
+        const auto g = math::make_splat(v, mean, quat, scale);
+        math::project_backward(v, g, mean, scale, opacity[0], f.antialiased, in, out);
+        const V zero = {};
+        for (int k = 0; k < 3; ++k) sum[k] += math::select(visible, out.mean[k], zero);
+        for (int k = 0; k < 4; ++k) sum[3 + k] += math::select(visible, out.quat[k], zero);
+        for (int k = 0; k < 3; ++k) sum[7 + k] += math::select(visible, out.scale[k], zero);
+        sum[10] += math::select(visible, out.opacity, zero);
+        if (a.v_views) {
+          S* partial = a.v_views + (chunk / kProjectChunk * f.views + view) * 12;
+          for (int64_t l = 0; l < count; ++l) {
+            if (!visible[l]) continue;
+            for (int k = 0; k < 9; ++k) partial[k] += out.R[k][l];
+            for (int k = 0; k < 3; ++k) partial[9 + k] += out.t[k][l];
+          }
+        }
+      }
+      store_rows<V, 3>(a.v_means, i, count, sum);
+      store_rows<V, 4>(a.v_quats, i, count, sum + 3);
+      store_rows<V, 3>(a.v_scales, i, count, sum + 7);
+      store_rows<V, 1>(a.v_opacities, i, count, sum + 10);
+    }
+  }
+}
+
+// The unit vector along d; false for a zero or non-finite one.
+template <class S>
+GSF_HD bool unit(const S* d, S* u, S& inv_norm) {
+  const S norm2 = math::dot3(d, d);
+  if (!(norm2 > 0) || !math::finite(norm2)) return false;
+  inv_norm = 1 / math::sqrt(norm2);
+  for (int i = 0; i < 3; ++i) u[i] = d[i] * inv_norm;
+  return true;
+}
+
+template <class S>
+GSF_HD const S* sh_row(const ShArgs<S>& a, int64_t i, int k) {
+  return k == 0 ? a.sh0 + i * a.sh0_stride : a.shN + i * a.shN_stride + (k - 1) * a.channels;
+}
+
+template <class S>
+void sh(const ShArgs<S>& a, int64_t begin, int64_t end) {
+  for (int64_t view = 0; view < a.views; ++view)
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t at = view * a.n + i;
+      S* out = a.colors + at * a.channels;
+      for (int64_t d = 0; d < a.channels; ++d) out[d] = 0;
+      if (a.masks && !a.masks[at]) continue;
+      S u[3] = {}, inv_norm = 0, Y[16];
+      const int degree = unit(a.dirs + 3 * at, u, inv_norm) ? a.degree : 0;
+      math::sh_basis(degree, u[0], u[1], u[2], Y);
+      for (int k = 0; k < (degree + 1) * (degree + 1); ++k) {
+        const S* c = sh_row(a, i, k);
+        for (int64_t d = 0; d < a.channels; ++d) out[d] += Y[k] * c[d];
+      }
+    }
+}
+
+template <class S>
+void sh_backward(const ShArgs<S>& a, int64_t begin, int64_t end) {
+  const int used = (a.degree + 1) * (a.degree + 1);
+  for (int64_t i = begin; i < end; ++i) {
+    S* v_sh0 = a.v_sh0 + i * a.channels;
+    S* v_shN = a.v_shN + i * a.rest * a.channels;
+    for (int64_t d = 0; d < a.channels; ++d) v_sh0[d] = 0;
+    for (int64_t d = 0; d < a.rest * a.channels; ++d) v_shN[d] = 0;
+    for (int64_t view = 0; view < a.views; ++view) {
+      const int64_t at = view * a.n + i;
+      S *v_dir = a.v_dirs + 3 * at, u[3] = {}, inv_norm = 0, Y[16], s[16] = {};
+      const S* v = a.v_colors + at * a.channels;
+      v_dir[0] = v_dir[1] = v_dir[2] = 0;
+      if (a.masks && !a.masks[at]) continue;
+      const bool directed = unit(a.dirs + 3 * at, u, inv_norm);
+      math::sh_basis(directed ? a.degree : 0, u[0], u[1], u[2], Y);
+      for (int k = 0; k < (directed ? used : 1); ++k) {
+        const S* c = sh_row(a, i, k);
+        S* v_c = k == 0 ? v_sh0 : v_shN + (k - 1) * a.channels;
+        for (int64_t d = 0; d < a.channels; ++d) v_c[d] += Y[k] * v[d], s[k] += c[d] * v[d];
+      }
+      if (!directed) continue;
+      S v_unit[3];
+      math::sh_direction_grad(a.degree, u[0], u[1], u[2], s, v_unit);
+      const S along = math::dot3(u, v_unit);
+      for (int k = 0; k < 3; ++k) v_dir[k] = (v_unit[k] - u[k] * along) * inv_norm;
+    }
+  }
+}
+
+}  // namespace

@@ -1,0 +1,113 @@
+// Structural similarity (Wang et al. 2004) with an 11x11 Gaussian window of sigma 1.5, zero outside the image, and
+// its derivative. Bands of rows: filter each row horizontally, then combine eleven filtered rows. Included by isa.cpp.
+#pragma once
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace {
+
+using namespace gsfields;
+using namespace gsfields::cpu;
+
+constexpr int kHalf = kSsimWindow / 2;
+
+// exp(-k²/(2·1.5²)), normalised over k = -5..5; entry |k|.
+constexpr double kSsimTaps[kHalf + 1] = {0.26601172486179436, 0.2130055377112537,  0.10936068950970002,
+                                         0.03600077212843083, 0.007598758135239185, 0.00102838008447911};
+
+// out[i] = sum_k tap(k) in[i + k·step], `in` being readable 5·step to either side.
+template <class S>
+GSF_HD void filter(const S* in, int64_t n, int64_t step, S* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    S sum = S(kSsimTaps[0]) * in[i];
+    for (int k = 1; k <= kHalf; ++k) sum += S(kSsimTaps[k]) * (in[i - k * step] + in[i + k * step]);
+    out[i] = sum;
+  }
+}
+
+// Scratch: Q quantities filtered along x for the rows of a band with their margins, one padded row, one result row
+// per quantity. A row is width·channels long; the pad holds 5 pixels either side.
+template <class S>
+struct SsimScratch {
+  static constexpr int quantities = 5;
+  S *rows, *padded, *result;
+  int64_t row, stride;
+  SsimScratch(void* memory, const SsimArgs<S>& a, int64_t band) {
+    row = a.row, stride = a.row * quantities;
+    rows = static_cast<S*>(memory);
+    padded = rows + (band + 2 * kHalf) * stride;
+    result = padded + row + 2 * kHalf * a.channels;
+  }
+};
+
+template <class S>
+int64_t ssim_scratch(int64_t row, int64_t band) {
+  // channels <= row, so 11 rows hold any padded row.
+  return int64_t(sizeof(S)) * ((band + 2 * kHalf + 1) * SsimScratch<S>::quantities + kSsimWindow) * row;
+}
+
+// Filters `value(i)` of image row y along x into quantity q of scratch row `slot`; rows outside the image are zero.
+template <class S, class F>
+GSF_HD void filter_row(const SsimArgs<S>& a, SsimScratch<S>& s, int64_t y, int64_t slot, int q, F value) {
+  S* out = s.rows + slot * s.stride + q * s.row;
+  if (y < 0 || y >= a.height) {
+    for (int64_t i = 0; i < s.row; ++i) out[i] = 0;
+    return;
+  }
+  const int64_t pad = kHalf * a.channels, at = y * s.row;
+  for (int64_t i = 0; i < pad; ++i) s.padded[i] = s.padded[pad + s.row + i] = 0;
+  for (int64_t i = 0; i < s.row; ++i) s.padded[pad + i] = value(at + i);
+  filter(s.padded + pad, s.row, a.channels, out);
+}
+
+template <class S>
+void ssim_rows(const SsimArgs<S>& a, int64_t begin, int64_t end, void* scratch) {
+  SsimScratch<S> s(scratch, a, end - begin);
+  const S *p = a.image1, *t = a.image2;
+  for (int64_t y = begin - kHalf; y < end + kHalf; ++y) {
+    const int64_t slot = y - begin + kHalf;
+    filter_row(a, s, y, slot, 0, [&](int64_t i) __attribute__((always_inline)) { return p[i]; });
+    filter_row(a, s, y, slot, 1, [&](int64_t i) __attribute__((always_inline)) { return t[i]; });
+    filter_row(a, s, y, slot, 2, [&](int64_t i) __attribute__((always_inline)) { return p[i] * p[i]; });
+    filter_row(a, s, y, slot, 3, [&](int64_t i) __attribute__((always_inline)) { return t[i] * t[i]; });
+    filter_row(a, s, y, slot, 4, [&](int64_t i) __attribute__((always_inline)) { return p[i] * t[i]; });
+  }
+  const S c1 = S(0.01 * 0.01), c2 = S(0.03 * 0.03);
+  for (int64_t y = begin; y < end; ++y) {
+    filter(s.rows + (y - begin + kHalf) * s.stride, s.stride, s.stride, s.result);
+    const S *m1 = s.result, *m2 = m1 + s.row, *e11 = m2 + s.row, *e22 = e11 + s.row, *e12 = e22 + s.row;
+    for (int64_t i = 0; i < s.row; ++i) {
+      const S mu1 = m1[i], mu2 = m2[i];
+      const S A = 2 * mu1 * mu2 + c1, B = 2 * (e12[i] - mu1 * mu2) + c2;
+      const S C = mu1 * mu1 + mu2 * mu2 + c1, D = e11[i] - mu1 * mu1 + e22[i] - mu2 * mu2 + c2;
+      const S inv_CD = 1 / (C * D), ssim = A * B * inv_CD;
+      const int64_t at = y * s.row + i;
+      a.map[at] = ssim;
+      // By E[x], E[x²] and E[xy]; the variances contain E[x]² and E[x]E[y].
+      a.d_mu[at] = 2 * mu2 * (B - A) * inv_CD + 2 * mu1 * ssim * (C - D) * inv_CD;
+      a.d_var[at] = -ssim * C * inv_CD;
+      a.d_cov[at] = 2 * A * inv_CD;
+    }
+  }
+}
+
+template <class S>
+void ssim_backward_rows(const SsimArgs<S>& a, int64_t begin, int64_t end, void* scratch) {
+  SsimScratch<S> s(scratch, a, end - begin);
+  for (int64_t y = begin - kHalf; y < end + kHalf; ++y) {
+    const int64_t slot = y - begin + kHalf;
+    filter_row(a, s, y, slot, 0, [&](int64_t i) __attribute__((always_inline)) { return a.v_map[i] * a.d_mu[i]; });
+    filter_row(a, s, y, slot, 1, [&](int64_t i) __attribute__((always_inline)) { return a.v_map[i] * a.d_var[i]; });
+    filter_row(a, s, y, slot, 2, [&](int64_t i) __attribute__((always_inline)) { return a.v_map[i] * a.d_cov[i]; });
+  }
+  for (int64_t y = begin; y < end; ++y) {
+    filter(s.rows + (y - begin + kHalf) * s.stride, 3 * s.row, s.stride, s.result);
+    for (int64_t i = 0; i < s.row; ++i) {
+      const int64_t at = y * s.row + i;
+      a.v_image1[at] = s.result[i] + 2 * a.image1[at] * s.result[s.row + i] + a.image2[at] * s.result[2 * s.row + i];
+    }
+  }
+}
+
+}  // namespace

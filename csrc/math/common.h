@@ -1,0 +1,71 @@
+// What every maths header shares. The functions in csrc/math are templates on T, a scalar (float, double)
+// or a GCC vector of scalars, so one text serves the SIMD CPU kernels and, one lane at a time, CUDA.
+#pragma once
+
+#if defined(__CUDACC__)
+#define GSF_HD __host__ __device__ __forceinline__
+#else
+// always_inline: the CPU kernels are compiled once per instruction set, and an out-of-line copy would be
+// merged by the linker across instruction sets.
+#define GSF_HD inline __attribute__((always_inline))
+#endif
+
+namespace gsfields::math {
+
+// The blending rule (as gsplat 1.6): a pair below kAlphaMin is skipped, alpha is clamped at kAlphaMax, and a
+// pixel stops before the Gaussian that would bring its transmittance to kTransmittanceMin or below.
+constexpr double kAlphaMin = 1.0 / 255.0;
+constexpr double kAlphaMax = 0.99;
+constexpr double kTransmittanceMin = 1e-4;
+constexpr int kTile = 16;  // pixels along each side of a tile
+
+template <class T, class S>
+GSF_HD T splat(S s) {
+  return T{} + s;
+}
+
+template <class M, class T>
+GSF_HD T select(M mask, T yes, T no) {
+  return mask ? yes : no;
+}
+
+template <class T>
+GSF_HD T min(T a, T b) {
+  return a < b ? a : b;
+}
+
+template <class T>
+GSF_HD T max(T a, T b) {
+  return a > b ? a : b;
+}
+
+#if !defined(__CUDACC__)
+// Lanes of a GCC vector; the scalar overloads below are preferred for scalars.
+template <class T>
+GSF_HD T sqrt(T x) {
+  for (unsigned i = 0; i < sizeof(T) / sizeof(x[0]); ++i)
+    x[i] = sizeof(x[0]) == 4 ? __builtin_sqrtf(x[i]) : __builtin_sqrt(x[i]);
+  return x;
+}
+#endif
+GSF_HD float sqrt(float x) { return __builtin_sqrtf(x); }
+GSF_HD double sqrt(double x) { return __builtin_sqrt(x); }
+GSF_HD float log(float x) { return __builtin_logf(x); }
+GSF_HD double log(double x) { return __builtin_log(x); }
+GSF_HD float ceil(float x) { return __builtin_ceilf(x); }
+GSF_HD double ceil(double x) { return __builtin_ceil(x); }
+GSF_HD float floor(float x) { return __builtin_floorf(x); }
+GSF_HD double floor(double x) { return __builtin_floor(x); }
+
+// True where x is neither NaN nor infinite.
+template <class T>
+GSF_HD auto finite(T x) {
+  return (x - x) == T{};
+}
+
+template <class T>
+GSF_HD T dot3(const T* a, const T* b) {
+  return a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
+}
+
+}  // namespace gsfields::math

@@ -1,0 +1,289 @@
+"""Builds the native libraries; the metadata is in pyproject.toml.
+
+gsfields/_C.so     ops and CPU kernels, always built
+gsfields/_cuda.so  CUDA kernels, built where nvcc and csrc/cuda/*.cu are found
+
+Both use only torch's stable ABI and contain no Python symbol, so one build serves torch 2.10 and later and
+every Python 3. Compiling is left to ninja: in parallel, and only what changed. Environment variables:
+
+GSFIELDS_CUDA        0: no CUDA library; 1: fail if it cannot be built; unset: build it where possible
+GSFIELDS_CUDA_ARCHS  compute capabilities, for example "80;90" (default: CUDA_ARCHS below)
+GSFIELDS_WERROR      1: compiler warnings are errors (`make test` sets it)
+CXX, CXXFLAGS        another C++ compiler; flags appended to ours, for example -g
+"""
+
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import ClassVar
+
+from setuptools import Command, Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import SetupError
+
+ROOT = Path(__file__).resolve().parent
+NATIVE = Path(
+    "build/native"
+)  # relative to ROOT, where ninja runs, so that no object knows where it was built
+SANITIZE = Path("build/sanitize")
+TORCH_MIN = (2, 10)
+CUDA_ARCHS = "75;80;86;89;90;100;120"
+
+WARNINGS = [
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+]  # psabi: notes about passing vectors between functions of one object
+CXXFLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
+TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*TORCH_MIN)
+# csrc/cpu/isa.cpp is compiled once per instruction set; csrc/cpu/dispatch.cpp chooses one at run time.
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+CPU_ISAS: dict[str, list[str]] = {"baseline": []}
+if X86:
+    CPU_ISAS["avx2"] = ["-march=x86-64-v3"]
+    CPU_ISAS["avx512"] = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
+
+
+def find_torch() -> Path | None:
+    """The installed torch's folder, found without importing it; None if there is none.
+
+    Inside pip's isolated build the environment's packages are hidden from sys.path; their folder is known.
+    Building against that torch saves downloading a second one.
+    """
+    spec = importlib.util.find_spec("torch")
+    folders = [*(spec.submodule_search_locations or [] if spec else [])]
+    folders += [os.path.join(sysconfig.get_path(name), "torch") for name in ("purelib", "platlib")]
+    return next((Path(folder) for folder in folders if Path(folder, "version.py").is_file()), None)
+
+
+def require_torch() -> Path:
+    torch = find_torch()
+    if torch is None:
+        raise SetupError(
+            "gsfields builds against torch, which is not installed: pip install torch -c constraints.txt"
+        )
+    version = re.search(r"__version__ = '(\d+)\.(\d+)", (torch / "version.py").read_text())
+    if version is None or tuple(map(int, version.groups())) < TORCH_MIN:
+        found = ".".join(version.groups()) if version else "an unknown version"
+        raise SetupError(
+            f"gsfields needs torch 2.10 or later, but {torch} is {found}: pip install --upgrade torch"
+        )
+    return torch
+
+
+def require_tool(names: list[str], purpose: str, install: str) -> str:
+    for name in names:
+        if path := shutil.which(name):
+            return path
+    raise SetupError(f"{purpose} needs {' or '.join(names)}, which is not on the PATH: {install}")
+
+
+def require_cxx() -> list[str]:
+    """The compiler as a command, which CXX may name with arguments."""
+    install = "install a C++20 compiler (Debian: apt install g++) or name one in CXX"
+    command = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    names = [command[0]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
+    return [require_tool(names, "building gsfields", install), *command[1:]]
+
+
+def require_ninja() -> str:
+    if importlib.util.find_spec(
+        "ninja"
+    ):  # the PyPI package: also found when its environment is not activated
+        import ninja
+
+        return str(Path(ninja.BIN_DIR, "ninja"))
+    return require_tool(["ninja"], "building gsfields", "pip install ninja")
+
+
+def find_nvcc() -> str | None:
+    """The path of nvcc if the CUDA library is to be built, else None.
+
+    Raises SetupError if GSFIELDS_CUDA=1 asks for the library and something it needs is missing.
+    """
+    setting = os.environ.get("GSFIELDS_CUDA", "")
+    if setting not in ("", "0", "1"):
+        raise SetupError(f"GSFIELDS_CUDA is {setting!r}, but must be 0, 1 or unset")
+    if setting == "0":
+        return None
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    candidates = [os.path.join(home, "bin", "nvcc") for home in homes if home] + [
+        "nvcc",
+        "/usr/local/cuda/bin/nvcc",
+    ]
+    nvcc = next((path for path in map(shutil.which, candidates) if path), None)
+    missing = []
+    if nvcc is None:
+        missing.append(
+            "nvcc was not found on the PATH, in CUDA_HOME or in /usr/local/cuda (install the CUDA toolkit)"
+        )
+    if not any(ROOT.glob("csrc/cuda/*.cu")):
+        missing.append("this source tree has no CUDA kernels (csrc/cuda/*.cu)")
+    if missing and setting == "1":
+        raise SetupError(f"GSFIELDS_CUDA=1 asks for the CUDA library, but {' and '.join(missing)}")
+    return None if missing else nvcc
+
+
+def gencode_flags() -> list[str]:
+    """Machine code for every architecture, and PTX of the last for those to come."""
+    archs = re.split(r"[;, ]+", os.environ.get("GSFIELDS_CUDA_ARCHS", CUDA_ARCHS).replace(".", ""))
+    if not all(re.fullmatch(r"\d{2,3}[af]?", arch) for arch in archs):
+        raise SetupError(f"GSFIELDS_CUDA_ARCHS is {';'.join(archs)!r}, but must look like {CUDA_ARCHS!r}")
+    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    return [*flags, f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
+
+
+class Ninja:
+    """One build.ninja: objects and what is linked from them, in their own folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        # $WERROR is the shell's: asking for -Werror later recompiles nothing that has compiled before.
+        self.lines = [
+            f"builddir = {folder}",  # where ninja keeps its log
+            "rule compile",
+            "  command = $compiler -MMD -MF $out.d -c $in -o $out",
+            "  description = compile $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "rule link",
+            "  command = $linker $in -o $out $libs",
+            "  description = link $out",
+        ]
+
+    def compile(self, source: Path, compiler: list[str], name: str = "") -> str:
+        output = self.folder / f"{name or '_'.join(source.parts[1:])}.o"
+        werror = "$$NVCC_WERROR" if Path(compiler[0]).name == "nvcc" else "$$WERROR"
+        self.lines += [f"build {output}: compile {source}", f"  compiler = {shlex.join(compiler)} {werror}"]
+        return str(output)
+
+    def link(self, name: str, linker: list[str], objects: list[str], libs: list[str]) -> None:
+        self.lines += [f"build {self.folder / name}: link {' '.join(objects)}"]
+        self.lines += [f"  linker = {shlex.join(linker)}", f"  libs = {shlex.join(libs)}"]
+
+    def run(self) -> None:
+        file = ROOT / self.folder / "build.ninja"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("\n".join(self.lines) + "\n")
+        flags = {"WERROR": "-Werror", "NVCC_WERROR": "-Werror=all-warnings -Xcompiler=-Werror"}
+        strict = flags if os.environ.get("GSFIELDS_WERROR") == "1" else dict.fromkeys(flags, "")
+        if subprocess.run([require_ninja(), "-f", str(file)], cwd=ROOT, env=os.environ | strict).returncode:
+            raise SetupError("compiling gsfields failed; the compiler's message is above")
+
+
+def sources(pattern: str) -> list[Path]:
+    return sorted(path.relative_to(ROOT) for path in ROOT.glob(pattern))
+
+
+def cpu_objects(ninja: Ninja, compiler: list[str]) -> list[str]:
+    """The CPU kernels, which know nothing of torch: isa.cpp once per instruction set, the rest once."""
+    compiler = [*compiler, "-Icsrc", *(["-DGSFIELDS_X86=1"] if X86 else [])]
+    objects = [
+        ninja.compile(source, compiler) for source in sources("csrc/cpu/*.cpp") if source.name != "isa.cpp"
+    ]
+    for isa, flags in CPU_ISAS.items():
+        command = [*compiler, f"-DGSFIELDS_ISA={isa}", *flags]
+        objects.append(ninja.compile(Path("csrc/cpu/isa.cpp"), command, f"isa_{isa}"))
+    return objects
+
+
+def build_libraries(nvcc: str | None) -> None:
+    """_C.so, and with nvcc _cuda.so, in build/native."""
+    ninja, torch, cxx = Ninja(NATIVE), require_torch(), require_cxx()
+    headers = torch / "include"
+    torch_flags = [TORCH_TARGET, "-Icsrc", "-isystem", str(headers)]
+    anonymous = (
+        f"-ffile-prefix-map={headers}=torch"  # no path of this machine in the messages of torch's macros
+    )
+    libs = [f"-L{torch / 'lib'}", "-ltorch_cpu"]
+    base = [*cxx, *CXXFLAGS, *WARNINGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
+
+    objects = [ninja.compile(source, [*base, *torch_flags, anonymous]) for source in sources("csrc/*.cpp")]
+    objects += cpu_objects(ninja, base)
+    ninja.link("_C.so", [*cxx, "-shared", "-Wl,-z,defs", "-Wl,--as-needed"], objects, libs)
+    if nvcc:
+        # nvcc passes .cpp files and the link on to the host compiler, adding its own headers and libcudart.
+        host = [nvcc, f"-ccbin={cxx[0]}", "-std=c++20", "-O3", f"-Xcompiler={','.join(CXXFLAGS[2:])}"]
+        device = [*host, "-Icsrc", "--threads=0", "-lineinfo", *gencode_flags()]
+        binding = [*host, f"-Xcompiler={','.join([*WARNINGS, anonymous])}", "-DUSE_CUDA", *torch_flags]
+        objects = [ninja.compile(source, device) for source in sources("csrc/cuda/*.cu")]
+        objects += [ninja.compile(source, binding) for source in sources("csrc/cuda/*.cpp")]
+        ninja.link("_cuda.so", [nvcc, "-shared", "-cudart=static", "-Xlinker=-z,defs"], objects, libs)
+    ninja.run()
+
+
+class BuildNative(build_ext):
+    """Compiles with ninja in build/native and copies the libraries to where setuptools wants them."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return (
+            fullname.replace(".", os.sep) + ".so"
+        )  # no Python version in the name: there is none in the library
+
+    def build_extensions(self) -> None:
+        if sys.platform != "linux":
+            raise SetupError(f"gsfields builds on Linux only so far, not on {sys.platform}")
+        build_libraries(find_nvcc())
+        for ext in self.extensions:
+            target = self.get_ext_fullpath(ext.name)
+            self.mkpath(os.path.dirname(target))
+            self.copy_file(str(ROOT / NATIVE / os.path.basename(target)), target)
+
+
+class Sanitize(Command):
+    """Runs the C++ tests, which with the CPU kernels are compiled under the address and UB sanitizers."""
+
+    user_options: ClassVar[list] = []
+
+    def initialize_options(self) -> None: ...
+
+    def finalize_options(self) -> None: ...
+
+    def run(self) -> None:
+        ninja, cxx = Ninja(SANITIZE), require_cxx()
+        checks = [
+            "-O1",
+            "-g",
+            "-fno-omit-frame-pointer",
+            "-fsanitize=address,undefined",
+            "-fno-sanitize-recover=all",
+        ]
+        compiler = [*cxx, *CXXFLAGS, *WARNINGS, *checks]
+        objects = cpu_objects(ninja, compiler)
+        objects += [ninja.compile(source, [*compiler, "-Icsrc"]) for source in sources("tests/cpp/*.cpp")]
+        ninja.link("tests", [*cxx, *checks, "-pthread"], objects, [])
+        ninja.run()
+        if subprocess.run([str(SANITIZE / "tests")], cwd=ROOT).returncode:
+            raise SetupError("the C++ tests failed under the sanitizers; their message is above")
+
+
+class AnyPythonWheel(bdist_wheel):
+    """py3-none-<platform>: the libraries are tied to a platform, not to a Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+def main() -> None:
+    extensions = [Extension("gsfields._C", [])] + ([Extension("gsfields._cuda", [])] if find_nvcc() else [])
+    setup(
+        packages=[*find_packages(include=["gsfields", "gsfields.*"]), "gsfields.configs"],
+        package_dir={"gsfields.configs": "configs"},
+        package_data={"gsfields": ["py.typed"], "gsfields.configs": ["*.yaml"]},
+        ext_modules=extensions,
+        cmdclass={"build_ext": BuildNative, "bdist_wheel": AnyPythonWheel, "sanitize": Sanitize},
+        # Only an environment without torch gets one for the build; pyproject.toml would always download it.
+        setup_requires=[] if find_torch() else ["torch>=2.10"],
+    )
+
+
+if __name__ == "__main__":
+    main()
