@@ -115,10 +115,8 @@ def find_nvcc() -> str | None:
     if setting == "0":
         return None
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
-    candidates = [os.path.join(home, "bin", "nvcc") for home in homes if home] + [
-        "nvcc",
-        "/usr/local/cuda/bin/nvcc",
-    ]
+    candidates = [os.path.join(home, "bin", "nvcc") for home in homes if home]
+    candidates += ["nvcc", "/usr/local/cuda/bin/nvcc"]
     nvcc = next((path for path in map(shutil.which, candidates) if path), None)
     missing = []
     if nvcc is None:
@@ -286,4 +284,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SetupError as error:
+        sys.exit(f"error: {error}")  # without a traceback

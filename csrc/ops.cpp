@@ -254,7 +254,7 @@ Two bin_tiles(const Tensor& means2d_, const Tensor& depths_, const Tensor& conic
     const cpu::Threads threads = torch_threads();
     const cpu::BinInput<S> input{N.size,      B.size,           in<S>(means2d),     in<S>(depths), in<S>(conics),
                                  in<S>(opacities), in<int32_t>(radii), int(width), int(height)};
-    const cpu::Binning<S> binning(input, out<int64_t>(offsets), threads);
+    cpu::Binning<S> binning(input, out<int64_t>(offsets), threads);
     ids = make(means2d, {binning.total()}, ScalarType::Int);
     binning.fill(out<int32_t>(ids));
   });

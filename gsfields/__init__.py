@@ -9,10 +9,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "Camera": "gsfields.camera",
     "Gaussians": "gsfields.gaussians",
-    "Plan": "gsfields.render",
-    "Rendering": "gsfields.render",
-    "plan": "gsfields.render",
-    "render": "gsfields.render",
+    "Plan": "gsfields.rendering",
+    "Rendering": "gsfields.rendering",
+    "plan": "gsfields.rendering",
+    "render": "gsfields.rendering",
     "rasterization": "gsfields.gsplat_api",
     "load_dataset": "gsfields.data",
     "ops": "gsfields.ops",
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from gsfields.data import load_dataset as load_dataset
     from gsfields.gaussians import Gaussians as Gaussians
     from gsfields.gsplat_api import rasterization as rasterization
-    from gsfields.render import Plan as Plan
-    from gsfields.render import Rendering as Rendering
-    from gsfields.render import plan as plan
-    from gsfields.render import render as render
+    from gsfields.rendering import Plan as Plan
+    from gsfields.rendering import Rendering as Rendering
+    from gsfields.rendering import plan as plan
+    from gsfields.rendering import render as render
 
 
 def __getattr__(name: str) -> Any:

@@ -17,14 +17,15 @@ VectorLike = Tensor | Sequence[float]
 class Camera:
     """A pinhole camera, or B of them that share one image size.
 
-    World and camera axes are right-handed; the camera looks along +z with x right and y down (OpenCV). Pixels are
-    squares of side 1 whose centres lie at +0.5, so the image spans [0, width] x [0, height] and a point (x, y, z) of
-    the camera frame falls on (fx x / z + cx, fy y / z + cy).
+    World and camera axes are right-handed; the camera looks along +z with x right and y down (OpenCV). Pixels
+    are squares of side 1 whose centres lie at +0.5, so the image spans [0, width] x [0, height] and a point
+    (x, y, z) of the camera frame falls on (fx x / z + cx, fy y / z + cy).
 
     Floating-point tensors keep their dtype; anything else (lists, integers) becomes float32.
 
-    Raises ValueError if a shape is wrong, a value is not finite, a focal length or size is not positive, K holds
-    anything but fx, fy, cx and cy, a bottom row is not that of a matrix of its kind, or dtypes or devices differ.
+    Raises ValueError if a shape is wrong, a value is not finite, a focal length or size is not positive, K
+    holds anything but fx, fy, cx and cy, a bottom row is not that of a matrix of its kind, or dtypes or
+    devices differ.
     """
 
     viewmat: Tensor  # [4, 4] or [B, 4, 4], world -> camera
@@ -42,7 +43,9 @@ class Camera:
             raise ValueError(f"viewmat must be [4, 4] or [B, 4, 4], but is {list(viewmat.shape)}")
         if K.shape != (*viewmat.shape[:-2], 3, 3):
             expected = [*viewmat.shape[:-2], 3, 3]
-            raise ValueError(f"K must be {expected} for a viewmat of {list(viewmat.shape)}, but is {list(K.shape)}")
+            raise ValueError(
+                f"K must be {expected} for a viewmat of {list(viewmat.shape)}, but is {list(K.shape)}"
+            )
         if viewmat.dtype != K.dtype or viewmat.device != K.device:
             raise ValueError(
                 f"viewmat and K must share dtype and device, but are {viewmat.dtype} on {viewmat.device} "
@@ -53,10 +56,14 @@ class Camera:
                 raise ValueError(f"{name} must be finite, but holds NaN or infinity")
             last_row = [0.0] * (matrix.shape[-1] - 1) + [1.0]
             if not bool((matrix.detach()[..., -1, :] == matrix.new_tensor(last_row)).all()):
-                raise ValueError(f"the last row of {name} must be {last_row}, but is {matrix[..., -1, :].tolist()}")
+                raise ValueError(
+                    f"the last row of {name} must be {last_row}, but is {matrix[..., -1, :].tolist()}"
+                )
         focal = torch.stack([K[..., 0, 0], K[..., 1, 1]], dim=-1)
         if not bool((focal > 0).all()):
-            raise ValueError(f"the focal lengths K[0, 0] and K[1, 1] must be positive, but are {focal.tolist()}")
+            raise ValueError(
+                f"the focal lengths K[0, 0] and K[1, 1] must be positive, but are {focal.tolist()}"
+            )
         if bool((K[..., 0, 1] != 0).any()) or bool((K[..., 1, 0] != 0).any()):
             raise ValueError("K must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]: skew is not supported")
 
@@ -72,13 +79,13 @@ class Camera:
         fov_y_degrees: float | None = None,
         K: Tensor | Sequence[Sequence[float]] | None = None,
     ) -> Camera:
-        """The camera at `eye` that sees `target` in the direction of its axis, with `up` upwards in the image.
+        """The camera at `eye` with `target` on its axis and `up` upwards in the image.
 
-        eye, target and up are [3], world units. Give either the vertical field of view (square pixels, principal
-        point in the middle) or K [3, 3].
+        eye, target and up are [3], world units. Give either the vertical field of view (square pixels,
+        principal point in the middle) or K [3, 3].
 
-        Raises ValueError if eye and target coincide, if up is parallel to the line of sight, if fov_y_degrees is not
-        in (0, 180), or if neither or both of fov_y_degrees and K are given.
+        Raises ValueError if eye and target coincide, if up is parallel to the line of sight, if fov_y_degrees
+        is not in (0, 180), or if neither or both of fov_y_degrees and K are given.
         """
         if (fov_y_degrees is None) == (K is None):
             raise ValueError("look_at needs either fov_y_degrees or K, and not both")
@@ -86,7 +93,7 @@ class Camera:
         eye64, target64, up64 = (_vector(n, v) for n, v in (("eye", eye), ("target", target), ("up", up)))
         forward = _unit(target64 - eye64, "eye and target must differ")
         right = _unit(torch.linalg.cross(forward, up64), "up must not be zero or parallel to target - eye")
-        rotation = torch.stack([right, torch.linalg.cross(forward, right), forward])  # rows: x right, y down, z forward
+        rotation = torch.stack([right, torch.linalg.cross(forward, right), forward])  # rows: x, y, z axes
         viewmat = torch.eye(4, dtype=torch.float64)
         viewmat[:3, :3] = rotation
         viewmat[:3, 3] = -rotation @ eye64
@@ -110,12 +117,14 @@ class Camera:
         return self.c2w[..., :3, 3]
 
     def resized(self, width: int, height: int) -> Camera:
-        """The same view on an image of another size; K is scaled by the exact ratios of the sizes, x and y apart."""
-        ratio = self.K.new_tensor([[_size("width", width) / self.width], [_size("height", height) / self.height], [1.0]])
+        """The same view on an image of another size; K is scaled by the exact ratios of the sizes."""
+        ratio = self.K.new_tensor(
+            [[_size("width", width) / self.width], [_size("height", height) / self.height], [1.0]]
+        )
         return Camera(self.viewmat, self.K * ratio, width, height)
 
     def scaled(self, factor: float) -> Camera:
-        """The same view with an image `factor` times as large in x and y, its size rounded to at least 1 x 1."""
+        """The same view, its image `factor` times as large in x and y, rounded to at least one pixel."""
         if not (math.isfinite(factor) and factor > 0):
             raise ValueError(f"factor must be a positive number, but is {factor}")
         return self.resized(max(1, round(self.width * factor)), max(1, round(self.height * factor)))
@@ -126,7 +135,9 @@ class Camera:
 
 
 def _floating(value: Any) -> Tensor:
-    tensor = torch.as_tensor(value) if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float32)
+    tensor = (
+        torch.as_tensor(value) if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float32)
+    )
     return tensor if tensor.is_floating_point() else tensor.to(torch.float32)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gsfields import ops
-from gsfields.render import Plan, view_colors
+from gsfields.rendering import Plan, view_colors
 
 RenderMode = Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"]
 

@@ -59,6 +59,15 @@ if os.environ.get("GSFIELDS_CPU_ISA"):
     set_cpu_isa(os.environ["GSFIELDS_CPU_ISA"])
 
 
+def _same_device(**tensors: Tensor | None) -> None:
+    """Refuses mixed devices in the fake kernels, which the dispatcher prefers over those that would check."""
+    given = {name: t.device for name, t in tensors.items() if t is not None}
+    first = next(iter(given))
+    for name, device in given.items():
+        if device != given[first]:
+            raise ValueError(f"{name} is on device {device} and {first} on {given[first]}, but they must share one")
+
+
 # ---- projection -----------------------------------------------------------------------------------------------
 
 
@@ -105,6 +114,9 @@ def project(
 
 @torch.library.register_fake("gsfields::project")
 def _(means, quats, scales, opacities, viewmats, Ks, width, height, near, far, eps2d, antialiased):  # type: ignore[no-untyped-def]
+    _same_device(
+        means=means, quats=quats, scales=scales, opacities=opacities, viewmats=viewmats, Ks=Ks
+    )
     B, N = viewmats.shape[0], means.shape[0]
     return (
         means.new_empty(B, N, 2),
@@ -165,6 +177,7 @@ def spherical_harmonics_split(
 
 @torch.library.register_fake("gsfields::spherical_harmonics")
 def _(dirs, sh0, shN, masks, degree):  # type: ignore[no-untyped-def]
+    _same_device(dirs=dirs, sh0=sh0, shN=shN, masks=masks)
     return dirs.new_empty(dirs.shape[0], dirs.shape[1], sh0.shape[2])
 
 
@@ -209,6 +222,7 @@ def _tiles(width: int, height: int) -> int:
 
 @torch.library.register_fake("gsfields::bin_tiles")
 def _(means2d, depths, conics, opacities, radii, width, height):  # type: ignore[no-untyped-def]
+    _same_device(means2d=means2d, depths=depths, conics=conics, opacities=opacities, radii=radii)
     pairs = torch.library.get_ctx().new_dynamic_size()
     offsets = means2d.shape[0] * _tiles(width, height) + 1
     return means2d.new_empty(pairs, dtype=torch.int32), means2d.new_empty(offsets, dtype=torch.int64)
@@ -253,6 +267,10 @@ def blend(
 
 @torch.library.register_fake("gsfields::blend")
 def _(values, means2d, conics, opacities, background, absgrad_sink, ids, tile_offsets, width, height):  # type: ignore[no-untyped-def]
+    _same_device(
+        means2d=means2d, values=values, conics=conics, opacities=opacities, background=background,
+        absgrad_sink=absgrad_sink, ids=ids, tile_offsets=tile_offsets,
+    )  # fmt: skip
     B, C = means2d.shape[0], values.shape[-1]
     return (
         means2d.new_empty(B, height, width, C),
@@ -317,6 +335,7 @@ def ssim_map(image1: Tensor, image2: Tensor) -> Tensor:
 
 @torch.library.register_fake("gsfields::ssim")
 def _(image1, image2):  # type: ignore[no-untyped-def]
+    _same_device(image1=image1, image2=image2)
     return tuple(image1.new_empty(image1.shape) for _ in range(4))
 
 

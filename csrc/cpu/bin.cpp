@@ -1,18 +1,14 @@
 // Binning: depth sort of the visible Gaussians, then a stable counting sort into tiles.
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <type_traits>
 #include <utility>
 
-#include "../math/bounds.h"
 #include "stages.h"
 
 namespace gsfields::cpu {
 
 namespace {
-
-using math::kTile;
 
 // Unsigned integers that sort like the floats they come from.
 template <class S>
@@ -52,78 +48,66 @@ void sort_by_depth(std::vector<int32_t>& order, const S* depths) {
   for (size_t i = 0; i < n; ++i) order[i] = from[i].index;
 }
 
-int floor_div_tile(double pixel, int tiles) {
-  return int(std::clamp(std::floor(pixel / kTile), 0.0, double(tiles)));
-}
-
-// Calls f(tile) for every tile holding a pixel centre inside the Gaussian's ellipse, row by row; exact per row.
-template <class S, class F>
-void for_each_tile(const BinInput<S>& in, int64_t at, int tiles_x, int tiles_y, const F& f) {
-  const double x = in.means2d[2 * at], y = in.means2d[2 * at + 1];
-  const S* conic = in.conics + 3 * at;
-  const auto e = math::make_ellipse<double>(conic[0], conic[1], conic[2], math::ellipse_level<double>(in.opacities[at]));
-  const bool closed = e.det > 0;  // else rounding opened the ellipse, and the radii alone bound it
-  const double rx = in.radii[2 * at], ry = in.radii[2 * at + 1];
-  const double reach = closed ? std::min(ry, std::sqrt(e.aq / e.det)) : ry;
-  const int row_begin = floor_div_tile(y - reach - 0.5, tiles_y), row_end = floor_div_tile(y + reach - 0.5, tiles_y - 1) + 1;
-  for (int row = row_begin; row < row_end; ++row) {
-    const double lo = row * kTile + 0.5 - y, hi = lo + (kTile - 1);
-    if (lo > reach || hi < -reach) continue;
-    double left = -rx, right = rx;
-    if (closed) math::slab_interval(e, lo, hi, left, right);
-    // Pixel centres lie at integers + 1/2.
-    const double first = std::ceil(x + left - 0.5), last = std::floor(x + right - 0.5);
-    if (last < first || last < 0) continue;
-    const int begin = floor_div_tile(first, tiles_x), end = floor_div_tile(last, tiles_x - 1) + 1;
-    for (int column = begin; column < end; ++column) f(row * tiles_x + column);
-  }
+// Calls f(tile, id) for every pair of a chunk, in depth order.
+template <class Chunk, class F>
+void for_each_pair(const Chunk& chunk, const F& f) {
+  const Span* span = chunk.spans.data();
+  for (size_t k = 0; k < chunk.ids.size(); ++k)
+    for (int32_t row = 0; row < chunk.spans_each[k]; ++row, ++span)
+      for (int32_t t = 0; t < span->count; ++t) f(size_t(span->first_tile + t), chunk.ids[k]);
 }
 
 }  // namespace
 
 template <class S>
-Binning<S>::Binning(const BinInput<S>& input, int64_t* tile_offsets, const Threads& threads)
-    : in_(input), threads_(threads), tiles_x_(tiles_along(input.width)), tiles_y_(tiles_along(input.height)),
-      views_(size_t(input.views)) {
-  const int64_t tiles = int64_t(tiles_x_) * tiles_y_;
-  for (int64_t b = 0; b < in_.views; ++b) {
-    View& view = views_[size_t(b)];
-    for (int64_t i = 0; i < in_.n; ++i)
-      if (in_.radii[2 * (b * in_.n + i)] > 0) view.order.push_back(int32_t(i));
-    sort_by_depth(view.order, in_.depths + b * in_.n);
+Binning<S>::Binning(const BinInput<S>& in, int64_t* tile_offsets, const Threads& threads) : threads_(threads) {
+  constexpr int64_t kBlock = 64;  // Gaussians per call of the kernel, which may write tiles_y spans for each
+  const auto& kernel = kernels().of<S>();
+  const int tiles_x = tiles_along(in.width), tiles_y = tiles_along(in.height);
+  const int64_t tiles = int64_t(tiles_x) * tiles_y, per_view = std::max(threads.count, 1);
+  chunks_.resize(size_t(in.views * per_view));
+  for (int64_t view = 0; view < in.views; ++view) {
+    const int64_t at = view * in.n;
+    const SpanArgs<S> args{in.means2d + 2 * at, in.conics + 3 * at, in.opacities + at, in.radii + 2 * at, tiles_x, tiles_y};
+    std::vector<int32_t> order;
+    for (int64_t i = 0; i < in.n; ++i)
+      if (args.radii[2 * i] > 0) order.push_back(int32_t(i));
+    sort_by_depth(order, in.depths + at);
 
-    const int64_t visible = int64_t(view.order.size()), chunks = std::min<int64_t>(threads.count, visible / 256 + 1);
-    view.next.assign(size_t(chunks), std::vector<int64_t>(size_t(tiles)));
-    parallel_ranges(threads, chunks, 1, [&](int64_t begin, int64_t end) {
+    const int64_t visible = int64_t(order.size());
+    Chunk* chunks = chunks_.data() + view * per_view;
+    parallel_ranges(threads, per_view, 1, [&](int64_t begin, int64_t end) {
+      std::vector<Span> block(size_t(kBlock * tiles_y));
       for (int64_t c = begin; c < end; ++c) {
-        int64_t* count = view.next[size_t(c)].data();
-        for (int64_t k = visible * c / chunks; k < visible * (c + 1) / chunks; ++k)
-          for_each_tile(in_, b * in_.n + view.order[size_t(k)], tiles_x_, tiles_y_, [&](int t) { ++count[t]; });
+        Chunk& chunk = chunks[c];
+        chunk.ids.assign(order.begin() + visible * c / per_view, order.begin() + visible * (c + 1) / per_view);
+        chunk.spans_each.resize(chunk.ids.size());
+        chunk.next.assign(size_t(tiles), 0);
+        const int64_t n = int64_t(chunk.ids.size());
+        for (int64_t k = 0; k < n; k += kBlock) {
+          const int64_t found = kernel.tile_spans(args, chunk.ids.data() + k, std::min(kBlock, n - k), block.data(),
+                                                  chunk.spans_each.data() + k);
+          chunk.spans.insert(chunk.spans.end(), block.begin(), block.begin() + found);
+        }
+        for_each_pair(chunk, [&](size_t tile, int32_t) { ++chunk.next[tile]; });
       }
     });
     for (int64_t t = 0; t < tiles; ++t) {
-      tile_offsets[b * tiles + t] = total_;
-      for (auto& next : view.next) total_ += std::exchange(next[size_t(t)], total_);
+      tile_offsets[view * tiles + t] = total_;
+      for (int64_t c = 0; c < per_view; ++c) total_ += std::exchange(chunks[c].next[size_t(t)], total_);
     }
   }
-  tile_offsets[in_.views * tiles] = total_;
+  tile_offsets[in.views * tiles] = total_;
 }
 
 template <class S>
-void Binning<S>::fill(int32_t* ids) const {
-  for (int64_t b = 0; b < in_.views; ++b) {
-    const View& view = views_[size_t(b)];
-    const int64_t visible = int64_t(view.order.size()), chunks = int64_t(view.next.size());
-    parallel_ranges(threads_, chunks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t c = begin; c < end; ++c) {
-        std::vector<int64_t> next = view.next[size_t(c)];
-        for (int64_t k = visible * c / chunks; k < visible * (c + 1) / chunks; ++k) {
-          const int32_t id = view.order[size_t(k)];
-          for_each_tile(in_, b * in_.n + id, tiles_x_, tiles_y_, [&](int t) { ids[next[size_t(t)]++] = id; });
-        }
-      }
-    });
-  }
+void Binning<S>::fill(int32_t* ids) {
+  parallel_ranges(threads_, int64_t(chunks_.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      int64_t* next = chunks_[size_t(c)].next.data();
+      for_each_pair(chunks_[size_t(c)], [&](size_t tile, int32_t id) { ids[next[tile]++] = id; });
+    }
+  });
 }
 
 template class Binning<float>;

@@ -22,7 +22,7 @@ using math::kTile;
 constexpr int kBatch = 512;        // Gaussians of a tile culled and marched at a time
 constexpr int kChannelBlock = 4;   // channels per pass of the backward product
 
-// What the march reads per Gaussian; the conic is scaled so that alpha = opacity * 2^-(a dx² + b dx dy + c dy²).
+// What the march reads per Gaussian: the start of a Packed, and which Gaussian it is.
 template <class S>
 struct alignas(32) Entry {
   S x, y, a, b, c, opacity;
@@ -43,6 +43,25 @@ template <class S>
 struct CullBatch {
   alignas(64) S x[kBatch], y[kBatch], inv_a[kBatch], b[kBatch], aq[kBatch], det[kBatch], widest[kBatch], reach[kBatch];
 };
+
+template <class S, int L>
+void pack(const BlendArgs<S>& a, int64_t begin, int64_t end) {
+  using V = typename Lanes<S, L>::V;
+  for (int64_t i = begin; i < end; i += L) {
+    V mean[2], conic[3], opacity, det;
+    load_rows<V, 2>(a.means2d, i, end, mean);
+    load_rows<V, 3>(a.conics, i, end, conic);
+    load_rows<V, 1>(a.opacities, i, end, &opacity);
+    for (int l = 0; l < L; ++l) det[l] = math::determinant(S(conic[0][l]), S(conic[1][l]), S(conic[2][l]));
+    const auto e = math::make_ellipse(conic[0], conic[1], conic[2], math::ellipse_level(opacity), det);
+    const S k = kExpScale<S>;
+    const V rows[12] = {mean[0], mean[1], k / 2 * conic[0], k * conic[1], k / 2 * conic[2], opacity,
+                        e.inv_a, e.b,     e.aq,             e.det,        e.widest,         e.reach};
+    static_assert(sizeof(Packed<S>) == 16 * sizeof(S));
+    for (int l = 0; l < L && i + l < end; ++l)
+      for (int r = 0; r < 12; ++r) reinterpret_cast<S*>(a.packed + i + l)[r] = rows[r][l];
+  }
+}
 
 template <class S, int L>
 struct TileGeometry {
@@ -71,40 +90,33 @@ GSF_HD void load_and_cull(const BlendArgs<S>& a, const TileGeometry<S, L>& tile,
   using V = typename Lanes<S, L>::V;
   using M = typename Lanes<S, L>::M;
   for (int j = 0; j < count; ++j) {
-    const int64_t id = ids[j];
-    const S *mean = a.means2d + 2 * id, *conic = a.conics + 3 * id, opacity = a.opacities[id];
-    entries[j] = {mean[0],
-                  mean[1],
-                  S(0.5) * kExpScale<S> * conic[0],
-                  kExpScale<S> * conic[1],
-                  S(0.5) * kExpScale<S> * conic[2],
-                  opacity,
-                  ids[j]};
-    const auto e = math::make_ellipse(conic[0], conic[1], conic[2], math::ellipse_level(opacity));
-    c.x[j] = mean[0] - tile.x0, c.y[j] = mean[1] - tile.y0;
-    c.inv_a[j] = e.inv_a, c.b[j] = e.b, c.aq[j] = e.aq, c.det[j] = e.det, c.widest[j] = e.widest;
-    // Rounding may leave a very long splat without a closed ellipse: then it is tested at every pixel.
-    c.reach[j] = e.det > 0 ? math::sqrt(S(e.aq / e.det)) : S(-1);
+    const Packed<S>& p = a.packed[ids[j]];
+    entries[j] = {p.x, p.y, p.a, p.b, p.c, p.opacity, ids[j]};
+    c.x[j] = p.x - tile.x0, c.y[j] = p.y - tile.y0;
+    c.inv_a[j] = p.ellipse.inv_a, c.b[j] = p.ellipse.b, c.aq[j] = p.ellipse.aq, c.det[j] = p.ellipse.det;
+    c.widest[j] = p.ellipse.widest, c.reach[j] = p.ellipse.reach;
   }
   for (int j = 0; j < count; j += L) {
     const math::Ellipse<V> e{load<V>(c.inv_a + j), load<V>(c.b + j), load<V>(c.aq + j), load<V>(c.det + j),
-                             load<V>(c.widest + j)};
-    const V x = load<V>(c.x + j), y = load<V>(c.y + j), reach = load<V>(c.reach + j);
+                             load<V>(c.widest + j), load<V>(c.reach + j)};
+    const V x = load<V>(c.x + j), y = load<V>(c.y + j);
+    const M open = e.det <= S(0);  // no closed ellipse: every pixel is tried
     M bits[2] = {};  // 32 blocks each
     for (int row = 0; row < B::rows; ++row) {
       V left, right;
       const V lo = S(row * B::height + 0.5) - y, hi = lo + S(B::height - 1);
       math::slab_interval(e, lo, hi, left, right);
       left += x, right += x;
-      const M meets = (lo <= reach) & (hi >= -reach);
+      const M meets = (lo <= e.reach) & (hi >= -e.reach);
       for (int column = 0; column < B::columns; ++column) {
         const int block = row * B::columns + column;
-        const M hit = meets & (right >= S(column * B::width + 0.5)) & (left <= S(column * B::width + B::width - 0.5));
+        const M hit = open | (meets & (right >= S(column * B::width + 0.5)) &
+                              (left <= S(column * B::width + B::width - 0.5)));
         bits[block / 32] |= hit & typename Lanes<S, L>::I(int64_t(1) << (block % 32));
       }
     }
     for (int l = 0; l < L && j + l < count; ++l)
-      masks[j + l] = reach[l] < 0 ? ~uint64_t(0) : uint32_t(bits[0][l]) | uint64_t(uint32_t(bits[1][l])) << 32;
+      masks[j + l] = uint32_t(bits[0][l]) | uint64_t(uint32_t(bits[1][l])) << 32;
   }
 }
 

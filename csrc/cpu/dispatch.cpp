@@ -15,7 +15,11 @@ extern const IsaTable isa_table_avx512;
 
 bool isa_available(Isa isa) {
 #if defined(GSFIELDS_X86)
-  // The feature lists of x86-64-v3 and -v4, which the objects are compiled for.
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+  if (isa == Isa::avx2) return __builtin_cpu_supports("x86-64-v3");
+  if (isa == Isa::avx512) return __builtin_cpu_supports("x86-64-v4");
+#else
+  // The marker features of x86-64-v3 and -v4; every CPU that has these has the rest.
   if (isa != Isa::baseline && !(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                                 __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2")))
     return false;
@@ -23,6 +27,7 @@ bool isa_available(Isa isa) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl");
+#endif
   return true;
 #else
   return isa == Isa::baseline;

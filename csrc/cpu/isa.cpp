@@ -2,6 +2,7 @@
 // Nothing here may emit a weak symbol; see kernels.h.
 #include "blend.h"
 #include "project.h"
+#include "spans.h"
 #include "ssim.h"
 
 #if defined(__AVX512F__)
@@ -21,10 +22,19 @@
 namespace {
 template <class S, int L>
 constexpr Kernels<S> table() {
-  return {project<S, L>,     project_backward<S, L>,       sh<S>,
-          sh_backward<S>,    blend_scratch<S, L>,          blend_tile<S, L>,
-          blend_backward_scratch<S, L>, blend_backward_tile<S, L>, ssim_scratch<S>,
-          ssim_rows<S>,      ssim_backward_rows<S>};
+  return {.project = project<S, L>,
+          .project_backward = project_backward<S, L>,
+          .sh = sh<S>,
+          .sh_backward = sh_backward<S>,
+          .tile_spans = tile_spans<S>,
+          .pack = pack<S, L>,
+          .blend_scratch = blend_scratch<S, L>,
+          .blend_tile = blend_tile<S, L>,
+          .blend_backward_scratch = blend_backward_scratch<S, L>,
+          .blend_backward_tile = blend_backward_tile<S, L>,
+          .ssim_scratch = ssim_scratch<S>,
+          .ssim_rows = ssim_rows<S>,
+          .ssim_backward_rows = ssim_backward_rows<S>};
 }
 }  // namespace
 

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "../math/bounds.h"
 #include "../math/common.h"
 
 namespace gsfields::cpu {
@@ -50,10 +51,32 @@ struct ShArgs {
   S *v_dirs, *v_sh0, *v_shN;          // [B,N,3] [N,1,D] [N,rest,D]
 };
 
+// A run of tiles in one row of tiles.
+struct Span {
+  int32_t first_tile, count;
+};
+
+// One view of a binning.
+template <class S>
+struct SpanArgs {
+  const S *means2d, *conics, *opacities;  // [N,2] [N,3] [N]
+  const int32_t* radii;                   // [N,2]
+  int tiles_x, tiles_y;
+};
+
+// A splat ready to be evaluated and culled: centre, conic scaled so that alpha = opacity · 2^-(a dx² + b dx dy + c dy²)
+// (natural exponent in double), and the ellipse alpha >= 1/255.
+template <class S>
+struct alignas(64) Packed {
+  S x, y, a, b, c, opacity;
+  math::Ellipse<S> ellipse;
+};
+
 // One view of a blend.
 template <class S>
 struct BlendArgs {
   const S *values, *means2d, *conics, *opacities;  // [N,C] [N,2] [N,3] [N]
+  Packed<S>* packed;                               // [N] written by pack, read by the rest
   const S* background;                             // [C] or null
   const int32_t* ids;                              // of all tiles
   const int64_t* tile_offsets;                     // [tiles + 1]
@@ -92,6 +115,9 @@ struct Kernels {
   void (*project_backward)(const ProjectBackwardArgs<S>&, int64_t begin, int64_t end);  // begin: multiple of chunk
   void (*sh)(const ShArgs<S>&, int64_t begin, int64_t end);
   void (*sh_backward)(const ShArgs<S>&, int64_t begin, int64_t end);
+  // Writes the spans of Gaussians ids[0, count), at most tiles_y each, and how many each has; returns their number.
+  int64_t (*tile_spans)(const SpanArgs<S>&, const int32_t* ids, int64_t count, Span* spans, int32_t* spans_each);
+  void (*pack)(const BlendArgs<S>&, int64_t begin, int64_t end);  // Gaussians
   int64_t (*blend_scratch)(int64_t channels);
   void (*blend_tile)(const BlendArgs<S>&, int64_t tile, void* scratch);
   int64_t (*blend_backward_scratch)(int64_t channels, int64_t longest);

@@ -12,24 +12,6 @@ namespace {
 using namespace gsfields;
 using namespace gsfields::cpu;
 
-// L consecutive rows of [*, K] as K vectors; rows at or past `end` repeat the last one.
-template <class V, int K, class S>
-GSF_HD void load_rows(const S* base, int64_t i, int64_t end, V* out) {
-  constexpr int L = sizeof(V) / sizeof(S);
-  alignas(V) S columns[K][L];
-  for (int l = 0; l < L; ++l) {
-    const S* row = base + K * (i + l < end ? i + l : end - 1);
-    for (int k = 0; k < K; ++k) columns[k][l] = row[k];
-  }
-  for (int k = 0; k < K; ++k) out[k] = load<V>(columns[k]);
-}
-
-template <class V, int K, class S>
-GSF_HD void store_rows(S* base, int64_t i, int64_t count, const V* in) {
-  for (int64_t l = 0; l < count; ++l)
-    for (int k = 0; k < K; ++k) base[K * (i + l) + k] = in[k][l];
-}
-
 template <class S, int L>
 void project(const ProjectArgs<S>& a, int64_t begin, int64_t end) {
   using V = typename Lanes<S, L>::V;
@@ -54,8 +36,7 @@ void project(const ProjectArgs<S>& a, int64_t begin, int64_t end) {
       if (a.antialiased) opacity[0] *= math::compensation(g, a.eps2d);
 
       // Half extents of the ellipse alpha >= 1/255, which lie on the covariance's diagonal.
-      V level;
-      for (int l = 0; l < L; ++l) level[l] = math::ellipse_level(S(opacity[0][l]));
+      const V level = math::ellipse_level(opacity[0]);
       const V rx = math::sqrt(V(level * cov_a)), ry = math::sqrt(V(level * cov_c));
       const auto visible = (g.p[2] > v.near_plane) & (g.p[2] < v.far_plane) & (opacity[0] >= S(math::kAlphaMin)) &
                            (det > S(0)) & math::finite(conic[0]) & math::finite(conic[1]) & math::finite(conic[2]) &

@@ -71,7 +71,7 @@ constexpr float kExpScale<float> = 1.44269504088896340736f;  // log2(e)
 template <class V>
 GSF_HD V exp_negative(V scaled) {
   if constexpr (sizeof(scaled[0]) == 4) {
-    typedef int32_t M __attribute__((vector_size(sizeof(V))));
+    typedef uint32_t U __attribute__((vector_size(sizeof(V))));
     const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer held in the low mantissa bits
     const V x = gsfields::math::max(V(-scaled), V(V{} - 126.0f));
     const V shifted = x + magic;
@@ -81,7 +81,7 @@ GSF_HD V exp_negative(V scaled) {
     p = p * f + 2.402212023735046e-01f;
     p = p * f + 6.931469440460205e-01f;
     p = p * f + 1.0000001192092896f;
-    return (V)((M)p + ((M)shifted << 23));
+    return (V)((U)p + ((U)shifted << 23));
   } else {
     V e;
     for (unsigned i = 0; i < sizeof(V) / sizeof(scaled[0]); ++i) e[i] = __builtin_exp(-scaled[i]);
@@ -131,6 +131,24 @@ GSF_HD void add_sums(V a, V b, V c, V d, S* out) {
   }
 #endif
   for (unsigned i = 0; i < sizeof(V) / sizeof(S); ++i) out[0] += a[i], out[1] += b[i], out[2] += c[i], out[3] += d[i];
+}
+
+// L consecutive rows of [*, K] as K vectors; rows at or past `end` repeat the last one.
+template <class V, int K, class S>
+GSF_HD void load_rows(const S* base, int64_t i, int64_t end, V* out) {
+  constexpr int L = sizeof(V) / sizeof(S);
+  alignas(V) S columns[K][L];
+  for (int l = 0; l < L; ++l) {
+    const S* row = base + K * (i + l < end ? i + l : end - 1);
+    for (int k = 0; k < K; ++k) columns[k][l] = row[k];
+  }
+  for (int k = 0; k < K; ++k) out[k] = load<V>(columns[k]);
+}
+
+template <class V, int K, class S>
+GSF_HD void store_rows(S* base, int64_t i, int64_t count, const V* in) {
+  for (int64_t l = 0; l < count; ++l)
+    for (int k = 0; k < K; ++k) base[K * (i + l) + k] = in[k][l];
 }
 
 }  // namespace

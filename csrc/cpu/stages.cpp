@@ -54,6 +54,18 @@ BlendArgs<S> view_args(const BlendInput<S>& in, int64_t view) {
   return a;
 }
 
+// The splats of all views, ready for blending.
+template <class S>
+Memory pack_views(const BlendInput<S>& in, const Threads& threads) {
+  Memory packed = allocate(in.views * in.n * int64_t(sizeof(Packed<S>)));
+  for (int64_t view = 0; view < in.views; ++view) {
+    BlendArgs<S> a = view_args(in, view);
+    a.packed = static_cast<Packed<S>*>(packed.get()) + view * in.n;
+    parallel_ranges(threads, in.n, 1024, [&](int64_t begin, int64_t end) { kernels().of<S>().pack(a, begin, end); });
+  }
+  return packed;
+}
+
 // A run of tiles whose records lie one after another: records of tile t start at offset[t - begin].
 struct Group {
   int64_t begin, end;
@@ -151,10 +163,12 @@ template <class S>
 void blend(const BlendInput<S>& in, S* image, S* transmittance, int32_t* used, const Threads& threads) {
   const Kernels<S>& kernel = kernels().of<S>();
   const int64_t tiles = int64_t(tiles_along(in.width)) * tiles_along(in.height), pixels = int64_t(in.width) * in.height;
+  const Memory packed = pack_views(in, threads);
   const auto scratch = scratch_per_worker(threads, kernel.blend_scratch(in.channels));
   for_each_item(threads, 0, in.views * tiles, [&](int64_t item, int worker) {
     const int64_t view = item / tiles;
     BlendArgs<S> a = view_args(in, view);
+    a.packed = static_cast<Packed<S>*>(packed.get()) + view * in.n;
     a.image = image + view * pixels * in.channels, a.transmittance = transmittance + view * pixels;
     a.used = used + view * tiles;
     kernel.blend_tile(a, item % tiles, scratch[size_t(worker)].get());
@@ -173,11 +187,13 @@ void blend_backward(const BlendInput<S>& in, const int32_t* used, const BlendGra
   }
   const int64_t longest = in.views * tiles > 0 ? *std::max_element(used, used + in.views * tiles) : 0;
   const auto scratch = scratch_per_worker(threads, kernel.blend_backward_scratch(in.channels, longest));
+  const Memory packed = pack_views(in, threads);
   const Memory moments = allocate(geometry ? in.n * int64_t(kMoments * sizeof(S)) : 0);
 
   for (int64_t view = 0; view < in.views; ++view) {
     BlendBackwardArgs<S> a{};
     a.forward = view_args(in, view);
+    a.forward.packed = static_cast<Packed<S>*>(packed.get()) + view * in.n;
     a.forward.used = const_cast<int32_t*>(used) + view * tiles;
     a.v_image = grads.v_image + view * pixels * in.channels, a.v_transmittance = grads.v_transmittance + view * pixels;
     a.geometry = geometry, a.to_values = grads.v_values != nullptr;

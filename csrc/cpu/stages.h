@@ -36,17 +36,18 @@ class Binning {
  public:
   Binning(const BinInput<S>& input, int64_t* tile_offsets, const Threads& threads);  // offsets: [B·tiles + 1]
   int64_t total() const { return total_; }
-  void fill(int32_t* ids) const;  // [total]
+  void fill(int32_t* ids);  // [total]; once
 
  private:
-  struct View {
-    std::vector<int32_t> order;              // visible Gaussians, front to back
-    std::vector<std::vector<int64_t>> next;  // per chunk of `order`: where its first id of each tile goes
+  // A contiguous part of one view's depth order: its Gaussians, their spans of tiles, and where its next id of each
+  // tile goes.
+  struct Chunk {
+    std::vector<int32_t> ids, spans_each;
+    std::vector<Span> spans;
+    std::vector<int64_t> next;
   };
-  BinInput<S> in_;
+  std::vector<Chunk> chunks_;
   const Threads& threads_;
-  int tiles_x_, tiles_y_;
-  std::vector<View> views_;
   int64_t total_ = 0;
 };
 

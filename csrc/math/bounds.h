@@ -7,27 +7,37 @@
 
 namespace gsfields::math {
 
-template <class S>
-GSF_HD S ellipse_level(S opacity) {
-  return 2 * log(S(255) * opacity) + S(1e-3);
+template <class T>
+GSF_HD T ellipse_level(T opacity) {
+  return 2 * log(T(255 * opacity)) + 1.0f / 1024;
 }
 
-// The part of the ellipse inside a horizontal slab lo <= dy <= hi, as an interval of dx (all relative to the
-// centre). `widest` is the dy of the ellipse's right-most point; by symmetry the left-most lies at -widest.
+// The ellipse of one splat, all relative to its centre.
 template <class T>
 struct Ellipse {
   T inv_a, b, aq, det;  // 1/a, b, a·q, a·c − b²
-  T widest;             // −b sqrt(q / (c det))
+  T widest;             // dy of the right-most point, −b sqrt(q / (c det)); the left-most lies at −widest
+  T reach;              // dy of the lowest point, sqrt(a q / det); infinite if rounding left no closed ellipse
 };
 
-// det is wanted to full precision although a·c and b² nearly cancel for long thin splats; a double holds both
-// products of float32 factors exactly.
-template <class S>
-GSF_HD Ellipse<S> make_ellipse(S a, S b, S c, S q) {
-  const S det = S(double(a) * double(c) - double(b) * double(b));
-  return {1 / a, b, a * q, det, -b * sqrt(q / (c * det))};
+// det = a c - b² must be given to full precision although the products nearly cancel for long thin splats: see
+// determinant().
+template <class T>
+GSF_HD Ellipse<T> make_ellipse(T a, T b, T c, T q, T det) {
+  const auto closed = det > T{};
+  const T zero = {}, one = zero + 1;
+  det = select(closed, det, one);
+  return {1 / a, b, a * q, select(closed, det, zero), select(closed, T(-b * sqrt(T(q / (c * det)))), zero),
+          select(closed, sqrt(T(a * q / det)), T(one / zero))};
 }
 
+// A double holds both products of float32 factors exactly.
+template <class S>
+GSF_HD S determinant(S a, S b, S c) {
+  return S(double(a) * double(c) - double(b) * double(b));
+}
+
+// The interval of dx that the ellipse covers where lo <= dy <= hi, given that it reaches there.
 template <class T>
 GSF_HD void slab_interval(const Ellipse<T>& e, T lo, T hi, T& left, T& right) {
   const T dy_right = max(lo, min(hi, e.widest)), dy_left = max(lo, min(hi, T(-e.widest)));

@@ -47,6 +47,27 @@ GSF_HD T sqrt(T x) {
     x[i] = sizeof(x[0]) == 4 ? __builtin_sqrtf(x[i]) : __builtin_sqrt(x[i]);
   return x;
 }
+
+// Natural logarithm of positive lanes to 2e-7 absolute in float (a polynomial on [sqrt(1/2), sqrt(2)]).
+template <class T>
+GSF_HD T log(T x) {
+  if constexpr (sizeof(x[0]) == 4) {
+    typedef int I __attribute__((vector_size(sizeof(T))));
+    typedef unsigned U __attribute__((vector_size(sizeof(T))));
+    const U i = (U)x - 0x3f3504f3u;  // bits of sqrt(1/2): the exponent of x / sqrt(1/2) is now on top
+    const T f = (T)((i & 0x7fffffu) + 0x3f3504f3u) - 1.0f;
+    T p = f * 0.118274778f - 0.189019788f;
+    p = p * f + 0.206046733f;
+    p = p * f - 0.248813396f;
+    p = p * f + 0.333032983f;
+    p = p * f - 0.500019651f;
+    p = p * f + 1.00000325f;
+    return __builtin_convertvector((I)i >> 23, T) * 0.693147181f + p * f;
+  } else {
+    for (unsigned l = 0; l < sizeof(T) / sizeof(x[0]); ++l) x[l] = __builtin_log(x[l]);
+    return x;
+  }
+}
 #endif
 GSF_HD float sqrt(float x) { return __builtin_sqrtf(x); }
 GSF_HD double sqrt(double x) { return __builtin_sqrt(x); }

@@ -68,10 +68,13 @@ class Plan:
     @property
     def alpha(self) -> Tensor:
         """Accumulated opacity 1 - T, [H, W, 1] ([B, H, W, 1])."""
-        if self._transmittance is None:
+        kept = self._transmittance
+        # A blend under no_grad leaves a transmittance that gradients could not pass through.
+        if kept is None or (torch.is_grad_enabled() and self.means2d.requires_grad and not kept.requires_grad):
             self.blend(torch.ones_like(self.depths[0]).unsqueeze(-1))
-        assert self._transmittance is not None
-        return self._unbatch(1 - self._transmittance.unsqueeze(-1))
+            kept = self._transmittance
+        assert kept is not None
+        return self._unbatch(1 - kept.unsqueeze(-1))
 
     def depth(self, mode: Literal["expected", "accumulated"] = "expected") -> Tensor:
         """Depth along the camera's z axis in world units, [H, W, 1] ([B, H, W, 1]).
@@ -83,7 +86,8 @@ class Plan:
         image = self.blend(self.depths.unsqueeze(-1))
         if mode == "accumulated":
             return image
-        return image / self.alpha.clamp_min(torch.finfo(image.dtype).tiny)
+        # The smallest alpha of a pixel that anything touches is 1/255.
+        return image / self.alpha.clamp_min(1e-6)
 
     def _unbatch(self, image: Tensor) -> Tensor:
         return image if self.batched else image[0]

@@ -1,0 +1,519 @@
+// The CPU kernels without torch, for the sanitizers: every instruction set, float and double, ragged sizes, hostile
+// numbers. Every array is its own heap allocation of exactly the size the interface asks for, and outputs start as
+// garbage, so that an overrun stops the run and an unwritten output is seen.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cpu/stages.h"
+
+namespace {
+
+using namespace gsfields;
+using namespace gsfields::cpu;
+
+int passed = 0, failed = 0;
+
+void check(bool good, const std::string& what) {
+  ++(good ? passed : failed);
+  if (!good) std::printf("FAILED %s\n", what.c_str());
+}
+
+// An exact-size heap array (never null, also when empty) that starts as garbage: every byte 0xEE.
+template <class T>
+class Array {
+ public:
+  explicit Array(int64_t n) : n_(n), data_(new T[size_t(n)]) {
+    if (n) std::memset(static_cast<void*>(data_.get()), 0xEE, size_t(n) * sizeof(T));
+  }
+  T* get() const { return data_.get(); }
+  T& operator[](int64_t i) const { return data_[size_t(i)]; }
+  int64_t size() const { return n_; }
+  T* begin() const { return get(); }
+  T* end() const { return get() + n_; }
+
+ private:
+  int64_t n_;
+  std::unique_ptr<T[]> data_;
+};
+
+struct Random {
+  std::mt19937_64 engine;
+  double uniform(double low, double high) { return std::uniform_real_distribution<double>(low, high)(engine); }
+  double normal() { return std::normal_distribution<double>()(engine); }
+  template <class T>
+  void fill(const Array<T>& a, double low, double high) {
+    for (T& x : a) x = T(uniform(low, high));
+  }
+};
+
+template <class T>
+bool all_finite(const Array<T>& a) {
+  return std::all_of(a.begin(), a.end(), [](T x) { return std::isfinite(x); });
+}
+
+// The largest difference relative to the largest expected magnitude.
+template <class S>
+double error(const Array<S>& actual, const Array<double>& expected) {
+  double worst = 0, scale = 1e-30;
+  for (int64_t i = 0; i < actual.size(); ++i) {
+    const double difference = std::abs(double(actual[i]) - expected[i]);
+    worst = std::isnan(difference) ? difference : std::max(worst, difference);
+    if (std::isnan(worst)) return worst;
+    scale = std::max(scale, std::abs(expected[i]));
+  }
+  return worst / scale;
+}
+
+Threads threads(int count) {
+  return {count, [count](const std::function<void(int)>& f) {
+            std::vector<std::thread> others;
+            for (int i = 1; i < count; ++i) others.emplace_back(f, i);
+            f(0);
+            for (auto& t : others) t.join();
+          }};
+}
+
+// ---------------------------------------------------------------------------------------------- a scene and its run
+
+struct Size {
+  int64_t n, views, channels;
+  int width, height;
+  std::string name() const {
+    return std::to_string(n) + " Gaussians, " + std::to_string(views) + " views of " + std::to_string(width) + "x" +
+           std::to_string(height) + ", " + std::to_string(channels) + " channels";
+  }
+};
+
+template <class S>
+struct Scene {
+  Size size;
+  Array<S> means, quats, scales, opacities, viewmats, Ks, values, background;
+
+  Scene(const Size& s, uint64_t seed)
+      : size(s),
+        means(3 * s.n),
+        quats(4 * s.n),
+        scales(3 * s.n),
+        opacities(s.n),
+        viewmats(16 * s.views),
+        Ks(9 * s.views),
+        values(s.n * s.channels),
+        background(s.views * s.channels) {
+    Random rng{std::mt19937_64(seed)};
+    for (int64_t i = 0; i < s.n; ++i) {
+      const double depth = rng.uniform(i % 30 ? 1 : -3, 6);  // some behind the camera
+      means[3 * i] = S(rng.uniform(-0.7, 0.7) * depth), means[3 * i + 1] = S(rng.uniform(-0.7, 0.7) * depth);
+      means[3 * i + 2] = S(depth);
+      for (int k = 0; k < 4; ++k) quats[4 * i + k] = S(rng.normal());
+      for (int k = 0; k < 3; ++k) scales[3 * i + k] = S(0.1 * std::exp(rng.normal()));
+    }
+    rng.fill(opacities, 0.002, 1.05);  // a few too faint, a few beyond the clamp
+    rng.fill(values, -1, 1), rng.fill(background, -1, 1);
+    std::fill(viewmats.begin(), viewmats.end(), S(0)), std::fill(Ks.begin(), Ks.end(), S(0));
+    for (int64_t b = 0; b < s.views; ++b) {
+      S *v = &viewmats[16 * b], *K = &Ks[9 * b];
+      const double angle = rng.uniform(-0.2, 0.2);
+      v[0] = v[10] = S(std::cos(angle)), v[2] = S(std::sin(angle)), v[8] = -v[2], v[5] = v[15] = 1;
+      v[3] = S(rng.uniform(-0.3, 0.3)), v[7] = S(rng.uniform(-0.3, 0.3));
+      K[0] = K[4] = S(s.width), K[2] = S(s.width * 0.55), K[5] = S(s.height * 0.45), K[8] = 1;
+    }
+  }
+};
+
+// Everything the forward pass makes.
+template <class S>
+struct Forward {
+  Array<S> means2d, depths, conics, opacities2d;
+  Array<int32_t> radii;
+  Array<int64_t> offsets;
+  std::unique_ptr<Array<int32_t>> ids;
+  Array<S> image, transmittance;
+  Array<int32_t> used;
+
+  explicit Forward(const Size& s)
+      : means2d(2 * s.n * s.views),
+        depths(s.n * s.views),
+        conics(3 * s.n * s.views),
+        opacities2d(s.n * s.views),
+        radii(2 * s.n * s.views),
+        offsets(tiles(s) + 1),
+        image(s.views * s.height * s.width * s.channels),
+        transmittance(s.views * s.height * s.width),
+        used(tiles(s)) {}
+
+  static int64_t tiles(const Size& s) { return s.views * tiles_along(s.width) * tiles_along(s.height); }
+};
+
+template <class S>
+ProjectArgs<S> project_args(const Scene<S>& scene, const Forward<S>& out) {
+  const Size& s = scene.size;
+  return {s.n,
+          s.views,
+          scene.means.get(),
+          scene.quats.get(),
+          scene.scales.get(),
+          scene.opacities.get(),
+          scene.viewmats.get(),
+          scene.Ks.get(),
+          s.width,
+          s.height,
+          S(0.01),
+          S(1e10),
+          S(0.3),
+          s.n % 2 == 1,
+          out.means2d.get(),
+          out.depths.get(),
+          out.conics.get(),
+          out.opacities2d.get(),
+          out.radii.get()};
+}
+
+template <class S>
+void project(const Scene<S>& scene, const Forward<S>& out) {
+  const ProjectArgs<S> args = project_args(scene, out);
+  // In ragged ranges, as threads may cut them.
+  for (int64_t begin = 0, step = 1; begin < args.n; begin += step, step = 3 * step + 5)
+    kernels().of<S>().project(args, begin, std::min(begin + step, args.n));
+}
+
+template <class S>
+void bin(const Size& s, Forward<S>& out, const Threads& workers) {
+  Binning<S> binning({s.n, s.views, out.means2d.get(), out.depths.get(), out.conics.get(), out.opacities2d.get(),
+                      out.radii.get(), s.width, s.height},
+                     out.offsets.get(), workers);
+  out.ids = std::make_unique<Array<int32_t>>(binning.total());
+  binning.fill(out.ids->get());
+}
+
+template <class S>
+BlendInput<S> blend_input(const Scene<S>& scene, const Forward<S>& f) {
+  const Size& s = scene.size;
+  return {s.n,
+          s.views,
+          s.channels,
+          0,
+          s.channels,
+          scene.values.get(),
+          f.means2d.get(),
+          f.conics.get(),
+          f.opacities2d.get(),
+          scene.background.get(),
+          f.ids->get(),
+          f.offsets.get(),
+          s.width,
+          s.height};
+}
+
+template <class S>
+Forward<S> forward(const Scene<S>& scene, const Threads& workers) {
+  Forward<S> out(scene.size);
+  project(scene, out);
+  bin(scene.size, out, workers);
+  blend(blend_input(scene, out), out.image.get(), out.transmittance.get(), out.used.get(), workers);
+  return out;
+}
+
+// Gradients of <image, cotangent> + <transmittance, cotangent> down to the scene.
+template <class S>
+struct Backward {
+  Array<S> v_image, v_transmittance, v_values, v_means2d, v_conics, v_opacities2d, absgrad, v_depths;
+  Array<S> v_means, v_quats, v_scales, v_opacities, v_views;
+
+  Backward(const Scene<S>& scene, const Forward<S>& f, const Threads& workers)
+      : v_image(f.image.size()),
+        v_transmittance(f.transmittance.size()),
+        v_values(scene.values.size()),
+        v_means2d(f.means2d.size()),
+        v_conics(f.conics.size()),
+        v_opacities2d(f.opacities2d.size()),
+        absgrad(f.means2d.size()),
+        v_depths(f.depths.size()),
+        v_means(scene.means.size()),
+        v_quats(scene.quats.size()),
+        v_scales(scene.scales.size()),
+        v_opacities(scene.opacities.size()),
+        v_views((scene.size.n + kProjectChunk - 1) / kProjectChunk * scene.size.views * 12) {
+    Random rng{std::mt19937_64(9)};
+    rng.fill(v_image, -1, 1), rng.fill(v_transmittance, -1, 1), rng.fill(v_depths, -1, 1);
+    blend_backward(blend_input(scene, f), f.used.get(),
+                   {v_image.get(), v_transmittance.get(), v_values.get(), v_means2d.get(), v_conics.get(),
+                    v_opacities2d.get(), absgrad.get()},
+                   workers);
+    const ProjectBackwardArgs<S> args{project_args(scene, f), v_means2d.get(), v_depths.get(), v_conics.get(),
+                                      v_opacities2d.get(),    v_means.get(),   v_quats.get(),  v_scales.get(),
+                                      v_opacities.get(),      v_views.get()};
+    for (int64_t begin = 0; begin < scene.size.n; begin += kProjectChunk)
+      kernels().of<S>().project_backward(args, begin, std::min(begin + kProjectChunk, scene.size.n));
+  }
+
+  std::vector<const Array<S>*> all() const {
+    return {&v_values, &v_means2d, &v_conics, &v_opacities2d, &absgrad,
+            &v_means,  &v_quats,   &v_scales, &v_opacities,   &v_views};
+  }
+};
+
+// ------------------------------------------------------------------------------------------------ naive references
+
+// The blend as its rules read, pixel by pixel over all Gaussians, in double; and dL/dvalues on the way.
+struct Naive {
+  Array<double> image, transmittance, v_values;
+  int64_t close_calls = 0;  // pixels whose decisions float32 may take differently; they are copied from `actual`
+
+  template <class S>
+  Naive(const Scene<S>& scene, const Forward<S>& f, const Array<S>& v_image)
+      : image(f.image.size()), transmittance(f.transmittance.size()), v_values(scene.values.size()) {
+    const Size& s = scene.size;
+    std::fill(v_values.begin(), v_values.end(), 0.0);
+    for (int64_t b = 0; b < s.views; ++b) {
+      std::vector<int64_t> order;
+      for (int64_t i = 0; i < s.n; ++i)
+        if (f.radii[2 * (b * s.n + i)] > 0) order.push_back(i);
+      std::stable_sort(order.begin(), order.end(),
+                       [&](int64_t i, int64_t j) { return f.depths[b * s.n + i] < f.depths[b * s.n + j]; });
+      for (int64_t p = 0; p < int64_t(s.width) * s.height; ++p) pixel(scene, f, v_image, order, b, p);
+    }
+  }
+
+  template <class S>
+  void pixel(const Scene<S>& scene, const Forward<S>& f, const Array<S>& v_image, const std::vector<int64_t>& order,
+             int64_t b, int64_t p) {
+    const Size& s = scene.size;
+    const int64_t C = s.channels, at = b * s.width * s.height + p;
+    const double x = double(p % s.width) + 0.5, y = double(p / s.width) + 0.5;
+    std::vector<double> sum(static_cast<size_t>(C));
+    std::vector<std::pair<int64_t, double>> weights;
+    double T = 1;
+    bool close = false;
+    const double tolerance = sizeof(S) == 4 ? 1e-4 : 1e-11;
+    for (const int64_t i : order) {
+      const int64_t g = b * s.n + i;
+      const double dx = x - f.means2d[2 * g], dy = y - f.means2d[2 * g + 1];
+      const double power =
+          0.5 * (f.conics[3 * g] * dx * dx + f.conics[3 * g + 2] * dy * dy) + f.conics[3 * g + 1] * dx * dy;
+      const double raw = f.opacities2d[g] * std::exp(-power), alpha = std::min(raw, 0.99);
+      close |= std::abs(raw * 255 - 1) < tolerance;
+      if (raw < 1.0 / 255) continue;
+      close |= std::abs(T * (1 - alpha) / 1e-4 - 1) < 10 * tolerance;
+      if (T * (1 - alpha) <= 1e-4) break;
+      for (int64_t c = 0; c < C; ++c) sum[size_t(c)] += alpha * T * scene.values[i * C + c];
+      weights.emplace_back(i, alpha * T);
+      T *= 1 - alpha;
+    }
+    close_calls += close;
+    for (int64_t c = 0; c < C; ++c)
+      image[at * C + c] = close ? double(f.image[at * C + c]) : sum[size_t(c)] + T * scene.background[b * C + c];
+    transmittance[at] = close ? double(f.transmittance[at]) : T;
+    for (const auto& [i, w] : weights)
+      for (int64_t c = 0; c < C; ++c) v_values[i * C + c] += w * v_image[at * C + c];
+  }
+};
+
+// ------------------------------------------------------------------------------------------------------- the tests
+
+template <class S>
+void test_pipeline(const Size& size, const std::string& where) {
+  const std::string what = where + "pipeline, " + size.name() + ": ";
+  const Scene<S> scene(size, uint64_t(size.n * 31 + size.width));
+  const Forward<S> one = forward(scene, threads(1)), three = forward(scene, threads(3));
+  const Backward<S> grads(scene, one, threads(1)), again(scene, one, threads(3));
+  check(std::equal(one.image.begin(), one.image.end(), three.image.begin()),
+        what + "image differs between 1 and 3 threads");
+  check(std::equal(one.ids->begin(), one.ids->end(), three.ids->begin(), three.ids->end()), what + "lists differ");
+  bool finite = true, same = true;
+  const auto first = grads.all(), second = again.all();
+  for (size_t k = 0; k < first.size(); ++k) {
+    finite &= all_finite(*first[k]);
+    same &= std::equal(first[k]->begin(), first[k]->end(), second[k]->begin());
+  }
+  check(finite, what + "a gradient is not finite");
+  check(same, what + "a gradient differs between 1 and 3 threads");
+
+  const Naive naive(scene, one, grads.v_image);
+  const bool f32 = sizeof(S) == 4;
+  check(error(one.image, naive.image) < (f32 ? 1e-5 : 1e-12), what + "image");
+  check(error(one.transmittance, naive.transmittance) < (f32 ? 1e-5 : 1e-12), what + "transmittance");
+  // A close call changes one weight by 1/255 at most.
+  const double flips = naive.close_calls ? 4.0 / 255 : 0;
+  check(error(grads.v_values, naive.v_values) < (f32 ? 2e-5 : 1e-12) + flips, what + "gradient of the values");
+  check(naive.close_calls * 20 <= size.views * size.width * size.height + 20, what + "too many close calls to compare");
+}
+
+template <class S>
+void test_culled_outputs_are_zero(const std::string& where) {
+  const Size size{500, 2, 1, 40, 30};
+  const Scene<S> scene(size, 5);
+  const Forward<S> f = forward(scene, threads(1));
+  int64_t culled = 0;
+  bool zero = true;
+  for (int64_t g = 0; g < size.n * size.views; ++g) {
+    check((f.radii[2 * g] > 0) == (f.radii[2 * g + 1] > 0), where + "one radius of two is zero");
+    if (f.radii[2 * g] > 0) continue;
+    ++culled;
+    zero &= f.means2d[2 * g] == 0 && f.depths[g] == 0 && f.conics[3 * g] == 0 && f.opacities2d[g] == 0;
+  }
+  check(zero && culled > 20 && culled < size.n, where + "outputs of culled Gaussians");
+}
+
+// Numbers that go wrong in interesting ways.
+template <class S>
+S hostile(Random& rng) {
+  using L = std::numeric_limits<S>;
+  const S numbers[] = {L::quiet_NaN(),   L::infinity(), -L::infinity(), L::max(), -L::max(), L::denorm_min(),
+                       -L::denorm_min(), L::min(),      S(0),           S(-0.0),  S(1e-30),  S(-1e30),
+                       S(1e20),          L::epsilon(),  S(-1),          S(255)};
+  return numbers[std::uniform_int_distribution<size_t>(0, std::size(numbers) - 1)(rng.engine)];
+}
+
+template <class S>
+void poison(Random& rng, const Array<S>& a, double share) {
+  for (S& x : a)
+    if (rng.uniform(0, 1) < share) x = hostile<S>(rng);
+}
+
+// Projection culls whatever is not finite, so that all behind it is finite.
+template <class S>
+void test_hostile_scene(uint64_t seed, const std::string& where) {
+  const Size size{60, 2, 3, 37, 21};
+  const Scene<S> scene(size, seed);
+  Random rng{std::mt19937_64(seed)};
+  poison(rng, scene.means, 0.15), poison(rng, scene.quats, 0.1), poison(rng, scene.scales, 0.15);
+  poison(rng, scene.opacities, 0.2);
+  if (seed % 4 == 3) poison(rng, scene.viewmats, 0.1), poison(rng, scene.Ks, 0.1);
+  const Forward<S> f = forward(scene, threads(2));
+  const Backward<S> grads(scene, f, threads(2));
+  const std::string what = where + "hostile scene " + std::to_string(seed) + ": ";
+  check(all_finite(f.means2d) && all_finite(f.depths) && all_finite(f.conics) && all_finite(f.opacities2d),
+        what + "projection let something through that is not finite");
+  check(all_finite(f.image) && all_finite(f.transmittance), what + "image");
+}
+
+// Binning and blending of projected Gaussians that no projection would make: no promise but to stay in bounds.
+template <class S>
+void test_hostile_splats(uint64_t seed, const std::string& where) {
+  const Size size{50, 1, 2, 40, 25};
+  const Scene<S> scene(size, seed);
+  Forward<S> f = forward(scene, threads(1));
+  Random rng{std::mt19937_64(seed)};
+  poison(rng, f.means2d, 0.2), poison(rng, f.conics, 0.2), poison(rng, f.opacities2d, 0.2), poison(rng, f.depths, 0.2);
+  for (int32_t& r : f.radii)
+    if (rng.uniform(0, 1) < 0.2) r = int32_t(rng.uniform(0, 1 << 30));
+  poison(rng, scene.values, 0.05);
+  const Threads workers = threads(2);
+  for (const bool new_lists : {false, true}) {  // first with the lists of the honest geometry
+    if (new_lists) bin(size, f, workers);
+    const auto inside = [&](int32_t id) { return id >= 0 && id < size.n; };
+    check(std::all_of(f.ids->begin(), f.ids->end(), inside), where + "hostile splats: ids");
+    blend(blend_input(scene, f), f.image.get(), f.transmittance.get(), f.used.get(), workers);
+    const Backward<S> grads(scene, f, workers);
+    const auto share = [](S T) { return T > S(0.99e-4) && T <= 1; };
+    check(std::all_of(f.transmittance.begin(), f.transmittance.end(), share), where + "hostile splats: transmittance");
+  }
+}
+
+template <class S>
+void test_spherical_harmonics(int degree, int64_t channels, const std::string& where) {
+  const int64_t n = 37, views = 2, rest = (degree + 1) * (degree + 1) - 1 + degree % 2;
+  Array<S> dirs(3 * n * views), sh0(n * channels), shN(n * rest * channels), colors(n * views * channels);
+  Array<S> v_colors(colors.size()), v_dirs(dirs.size()), v_sh0(sh0.size()), v_shN(shN.size());
+  Array<bool> masks(n * views);
+  Random rng{std::mt19937_64(uint64_t(degree))};
+  rng.fill(dirs, -1, 1), rng.fill(sh0, -1, 1), rng.fill(shN, -1, 1), rng.fill(v_colors, -1, 1);
+  for (bool& m : masks) m = rng.uniform(0, 1) < 0.8;
+  masks[0] = masks[1] = true;
+  dirs[0] = dirs[1] = dirs[2] = 0, dirs[3] = std::numeric_limits<S>::quiet_NaN();
+  const ShArgs<S> args{
+      n,        views,           channels,    rest,         degree,         dirs.get(),   sh0.get(),   shN.get(),
+      channels, rest * channels, masks.get(), colors.get(), v_colors.get(), v_dirs.get(), v_sh0.get(), v_shN.get()};
+  for (const auto& [begin, end] : {std::pair<int64_t, int64_t>{0, 17}, {17, n}}) {
+    kernels().of<S>().sh(args, begin, end);
+    kernels().of<S>().sh_backward(args, begin, end);
+  }
+  // The colours are linear in the coefficients: <colors, v> = <coefficients, gradient of the coefficients>.
+  double forward = 0, backward = 0, size = 0;
+  for (int64_t i = 0; i < colors.size(); ++i)
+    forward += double(colors[i]) * v_colors[i], size += std::abs(double(colors[i]) * v_colors[i]);
+  for (int64_t i = 0; i < sh0.size(); ++i) backward += double(sh0[i]) * v_sh0[i];
+  for (int64_t i = 0; i < shN.size(); ++i) backward += double(shN[i]) * v_shN[i];
+  check(std::abs(forward - backward) < (sizeof(S) == 4 ? 1e-5 : 1e-13) * size,
+        where + "SH: the backward is not the adjoint");
+  check(all_finite(colors) && all_finite(v_dirs) && all_finite(v_sh0) && all_finite(v_shN), where + "SH: not finite");
+}
+
+double naive_ssim(const Array<double>& a, const Array<double>& b, int64_t H, int64_t W, int64_t C, int64_t y, int64_t x,
+                  int64_t c) {
+  double m1 = 0, m2 = 0, e11 = 0, e22 = 0, e12 = 0, total = 0;
+  for (int k = -5; k <= 5; ++k) total += std::exp(-k * k / 4.5);
+  for (int64_t dy = -5; dy <= 5; ++dy)
+    for (int64_t dx = -5; dx <= 5; ++dx) {
+      if (y + dy < 0 || y + dy >= H || x + dx < 0 || x + dx >= W) continue;
+      const int64_t i = ((y + dy) * W + x + dx) * C + c;
+      const double w = std::exp(-double(dx * dx + dy * dy) / 4.5) / (total * total);
+      m1 += w * a[i], m2 += w * b[i], e11 += w * a[i] * a[i], e22 += w * b[i] * b[i], e12 += w * a[i] * b[i];
+    }
+  const double c1 = 1e-4, c2 = 9e-4;
+  return (2 * m1 * m2 + c1) * (2 * (e12 - m1 * m2) + c2) /
+         ((m1 * m1 + m2 * m2 + c1) * (e11 - m1 * m1 + e22 - m2 * m2 + c2));
+}
+
+template <class S>
+void test_ssim(int64_t images, int64_t H, int64_t W, int64_t C, const std::string& where) {
+  const int64_t size = images * H * W * C;
+  Array<S> first(size), second(size), map(size), d_mu(size), d_var(size), d_cov(size), v_map(size), v_first(size);
+  Random rng{std::mt19937_64(uint64_t(size))};
+  rng.fill(first, 0, 1), rng.fill(second, 0, 1), rng.fill(v_map, -1, 1);
+  const SsimArgs<S> args{H,          W * C,       C,           first.get(), second.get(), map.get(),
+                         d_mu.get(), d_var.get(), d_cov.get(), v_map.get(), v_first.get()};
+  for (const bool backward : {false, true}) ssim(args, images, backward, threads(2));
+  check(all_finite(map) && all_finite(v_first), where + "SSIM is not finite");
+  Array<double> expected(size), a(H * W * C), b(H * W * C);
+  for (int64_t image = 0; image < images; ++image) {
+    const int64_t at = image * a.size();
+    std::copy_n(first.get() + at, a.size(), a.get()), std::copy_n(second.get() + at, b.size(), b.get());
+    for (int64_t i = 0; i < a.size(); ++i) expected[at + i] = naive_ssim(a, b, H, W, C, i / (W * C), i / C % W, i % C);
+  }
+  check(error(map, expected) < (sizeof(S) == 4 ? 2e-4 : 1e-12),
+        where + "SSIM of " + std::to_string(H) + "x" + std::to_string(W) + "x" + std::to_string(C));
+}
+
+template <class S>
+void test_all(const std::string& where) {
+  const Size sizes[] = {{0, 1, 3, 17, 5},     {0, 0, 1, 16, 16},    {5, 0, 3, 20, 20},   {1, 1, 1, 1, 1},
+                        {300, 1, 3, 1, 1},    {200, 2, 1, 17, 33},  {250, 3, 4, 50, 31}, {900, 1, 3, 64, 64},
+                        {1500, 1, 5, 16, 16}, {120, 1, 7, 1, 70},   {120, 2, 8, 70, 1},  {150, 1, 17, 33, 20},
+                        {40, 1, 65, 9, 7},    {2500, 1, 2, 48, 20}, {30, 1, 513, 5, 4}};
+  for (const Size& size : sizes) test_pipeline<S>(size, where);
+  test_culled_outputs_are_zero<S>(where);
+  for (uint64_t seed = 0; seed < 12; ++seed) test_hostile_scene<S>(seed, where), test_hostile_splats<S>(seed, where);
+  for (int degree = 0; degree <= 3; ++degree)
+    for (const int64_t channels : {1, 3, 5}) test_spherical_harmonics<S>(degree, channels, where);
+  for (const auto& [h, w, c] : std::vector<std::array<int64_t, 3>>{
+           {1, 1, 1}, {5, 3, 3}, {11, 11, 2}, {40, 13, 3}, {65, 7, 1}, {1, 50, 4}, {33, 1, 3}})
+    test_ssim<S>(2, h, w, c, where);
+}
+
+}  // namespace
+
+int main() {
+  const std::pair<Isa, const char*> isas[] = {
+      {Isa::baseline, "baseline"}, {Isa::avx2, "avx2"}, {Isa::avx512, "avx512"}};
+  for (const auto& [isa, name] : isas) {
+    if (!isa_available(isa)) {
+      std::printf("%s is not available on this processor\n", name);
+      continue;
+    }
+    set_isa(isa);
+    test_all<float>(std::string(name) + " float: ");
+    test_all<double>(std::string(name) + " double: ");
+  }
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed ? 1 : 0;
+}

@@ -1,0 +1,142 @@
+"""The command line from end to end on a tiny scene, and its refusals."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from gsfields.cli import main, split_overrides
+from tests.fit.tiny import write_scene
+
+FAST = ["--steps", "12", "--random-count", "200", "--sh-degree=1", "--refine-every", "5"]
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    return write_scene(tmp_path_factory.mktemp("scene"))
+
+
+@pytest.fixture(scope="module")
+def run(scene, tmp_path_factory):
+    out = tmp_path_factory.mktemp("fitted") / "run"
+    assert main(["fit", str(scene), "--out", str(out), *FAST]) == 0
+    return out
+
+
+def refused(capsys, *words):
+    """The sentence with which a command refuses."""
+    assert main([str(word) for word in words]) == 2
+    text = capsys.readouterr().err.strip().splitlines()[-1]
+    assert text.startswith(f"gsfields {words[0]}: ")
+    return text
+
+
+def test_fit_writes_a_run(run):
+    assert (run / "checkpoint-000012" / "scene.safetensors").is_file()
+    kinds = [json.loads(line)["kind"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert kinds[-1] == "eval"
+
+
+def test_eval_writes_scores_that_agree_with_the_fit(run, capsys):
+    assert main(["eval", str(run)]) == 0
+    scores = json.loads((run / "eval.json").read_text())
+    fitted = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (
+        scores["psnr"] == pytest.approx(fitted["psnr"])
+        and scores["views"] == 2
+        and len(scores["per_view"]) == 2
+    )
+    assert "PSNR" in capsys.readouterr().out
+
+
+def test_render_held_out_views_and_paths(run, tmp_path):
+    assert main(["render", str(run)]) == 0
+    images = sorted((run / "renders").glob("*.png"))
+    assert len(images) == 2 and Image.open(images[0]).size == (24, 24)
+    for path in ("orbit", "spiral", "views"):
+        assert main(["render", str(run), "--path", path, "--frames", "3", "--out", str(tmp_path / path)]) == 0
+        assert len(list((tmp_path / path).glob("*.png"))) == 3
+
+
+def test_render_video(run, tmp_path):
+    av = pytest.importorskip("av")
+    assert (
+        main(["render", str(run), "--path", "orbit", "--frames", "5", "--out", str(tmp_path / "orbit.mp4")])
+        == 0
+    )
+    with av.open(str(tmp_path / "orbit.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 5
+
+
+def test_export_import_render(run, tmp_path, capsys):
+    ply, imported = tmp_path / "scene.ply", tmp_path / "imported"
+    assert main(["export", str(run), str(ply)]) == 0
+    assert main(["import", str(ply), "--out", str(imported)]) == 0
+    assert main(["export", str(imported), str(tmp_path / "again.ply")]) == 0
+    assert ply.read_bytes() == (tmp_path / "again.ply").read_bytes()
+    assert main(["render", str(imported), "--path", "orbit", "--frames", "2"]) == 0
+    assert "give --path orbit" in refused(capsys, "render", imported)
+    assert "no held-out views" in refused(capsys, "eval", imported)
+    assert "was imported, not fitted" in refused(capsys, "fit", "--out", imported, "--resume")
+
+
+def test_demo_of_a_given_scene_writes_pictures(scene, tmp_path, capsys):
+    out = tmp_path / "demo"
+    words = ["demo", "--scene", str(scene), "--out", str(out), "--width", "24", *FAST]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert str(out / "contact_sheet.png") in text and "PSNR" in text
+    assert Image.open(out / "contact_sheet.png").size[0] > 3 * 24
+    assert main(words) == 0  # a second demo replaces the first
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["fit", "SCENE", "--out", "OUT", "--stepz", "5"],
+            "there is no field 'stepz'; did you mean 'steps'?",
+        ),
+        (["fit", "SCENE", "--out", "OUT", "--steps", "x"], "steps must be a whole number, but is 'x'"),
+        (["fit", "SCENE", "--out", "OUT", "--steps"], "--steps needs a value"),
+        (["fit", "SCENE", "--out", "OUT", "--config", "nope"], "no recipe or YAML file 'nope'"),
+        (["fit", "--out", "OUT"], "fit needs the folder of a scene, or --resume"),
+        (["fit", "--out", "OUT", "--resume"], "holds no checkpoint"),
+        (["fit", "NOWHERE", "--out", "OUT"], "nowhere"),
+        (["render", "NOWHERE"], "holds no checkpoint"),
+        (["render", "RUN", "--frames", "0"], "frames and fps must be at least 1"),
+        (["export", "NOWHERE", "x.ply"], "holds no checkpoint"),
+        (["import", "NOWHERE", "--out", "OUT"], "no ply file"),
+    ],
+)
+def test_refusals_are_one_sentence(scene, run, tmp_path, capsys, words, sentence):
+    places = {"SCENE": scene, "RUN": run, "OUT": tmp_path / "out", "NOWHERE": tmp_path / "nowhere"}
+    assert sentence in refused(capsys, *(places.get(word, word) for word in words))
+    assert not (tmp_path / "out").exists()
+
+
+def test_fields_and_arguments_may_come_in_any_order():
+    from gsfields.cli import build_parser
+
+    words = ["fit", "--steps", "5", "data", "--antialiased", "--out=run", "--sh-degree=2", "--resume"]
+    kept, overrides = split_overrides(words, build_parser())
+    assert kept == ["fit", "data", "--out=run", "--resume"]
+    assert overrides == [("steps", "5"), ("antialiased", None), ("sh-degree", "2")]
+
+
+def test_help_is_instant_and_imports_nothing_heavy():
+    code = "import sys, gsfields.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
+    code += "assert not {'torch', 'numpy', 'scipy'} & set(sys.modules)"
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "demo" in done.stdout and time.monotonic() - start < 3
+
+
+def test_fields_lists_every_field(capsys):
+    assert main(["fields"]) == 0
+    text = capsys.readouterr().out
+    assert "--means-lr" in text and "recipes (--config): blender, colmap, default, demo" in text
