@@ -20,6 +20,7 @@ using namespace gsfields::cpu;
 using math::kTile;
 
 constexpr int kBatch = 512;        // Gaussians of a tile culled and marched at a time
+constexpr int kPrefetch = 16;      // how many Gaussians ahead to fetch when loading a batch
 constexpr int kChannelBlock = 4;   // channels per pass of the backward product
 
 // What the march reads per Gaussian: the start of a Packed, and which Gaussian it is.
@@ -90,6 +91,7 @@ GSF_HD void load_and_cull(const BlendArgs<S>& a, const TileGeometry<S, L>& tile,
   using V = typename Lanes<S, L>::V;
   using M = typename Lanes<S, L>::M;
   for (int j = 0; j < count; ++j) {
+    __builtin_prefetch(&a.packed[ids[math::min(j + kPrefetch, count - 1)]]);
     const Packed<S>& p = a.packed[ids[j]];
     entries[j] = {p.x, p.y, p.a, p.b, p.c, p.opacity, ids[j]};
     c.x[j] = p.x - tile.x0, c.y[j] = p.y - tile.y0;

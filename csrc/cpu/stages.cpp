@@ -96,7 +96,7 @@ struct ViewGrads {
 template <class S>
 void add_records(const BlendBackwardArgs<S>& a, const Group& g, const S* records, const ViewGrads<S>& out,
                  int64_t id_begin, int64_t id_end) {
-  constexpr int kBlock = 1024;
+  constexpr int kBlock = 1024, kPrefetch = 8;
   int32_t matches[kBlock];
   const int64_t C = a.forward.channels;
   for (int64_t t = g.begin; t < g.end; ++t) {
@@ -110,7 +110,9 @@ void add_records(const BlendBackwardArgs<S>& a, const Group& g, const S* records
         n += (ids[j] >= id_begin) & (ids[j] < id_end);
       }
       for (int m = 0; m < n; ++m) {
-        const int64_t id = ids[matches[m]];
+        const int64_t id = ids[matches[m]], ahead = ids[matches[std::min(m + kPrefetch, n - 1)]];
+        if (out.moments) __builtin_prefetch(out.moments + ahead * kMoments, 1);
+        if (out.v_values) __builtin_prefetch(out.v_values + ahead * C, 1);
         const S* record = of_tile + matches[m] * a.record_size;
         if (out.moments) {
           for (int k = 0; k < kMoments; ++k) out.moments[id * kMoments + k] += record[k];
