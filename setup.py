@@ -251,7 +251,7 @@ class Sanitize(Command):
             "-O1",
             "-g",
             "-fno-omit-frame-pointer",
-            "-fsanitize=address,undefined",
+            "-fsanitize=address,undefined,float-cast-overflow",
             "-fno-sanitize-recover=all",
         ]
         compiler = [*cxx, *CXXFLAGS, *WARNINGS, *checks]

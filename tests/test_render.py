@@ -175,7 +175,7 @@ def test_depth_of_an_unknown_mode_is_refused():
 
 def gaussians_of(scene: Scene, degree: int, seed: int) -> Gaussians:
     n, bases = len(scene.means), (degree + 1) ** 2
-    sh = normal(generator(seed), n, bases, 3).to(scene.means) * 0.4
+    sh = normal(generator(seed), n, bases, 3).to(scene.means)
     return Gaussians(
         scene.means,
         scene.quats,

@@ -19,16 +19,14 @@ import numpy as np
 
 from gsfields.data.solids import TINY, Array, Ball, Cone, Solid, dot
 
-# (points [3, N] and outward unit normals [3, N], in the primitive's own frame in metres) -> linear albedo [3, N]
+# (points [3, N] and outward unit normals [3, N] in the primitive's own frame, metres) -> linear albedo [3, N]
 Texture = Callable[[Array, Array], Array]
 
 _GROUP = 64  # rays that are culled together
 
 
 def _apply(matrix: Array, vectors: Array) -> Array:
-    """matrix [3, 3] @ vectors [3, N] in the vectors' precision, without the threads a BLAS would start for
-    it.
-    """
+    """matrix [3, 3] @ vectors [3, N] in the vectors' precision, without the threads that BLAS would start."""
     matrix = matrix.astype(vectors.dtype)
     return matrix[:, :1] * vectors[0] + matrix[:, 1:2] * vectors[1] + matrix[:, 2:] * vectors[2]
 
@@ -189,8 +187,8 @@ class Scene:
         return [body.name for body in self.bodies]
 
     def cast(self, origin: Array, directions: Array) -> Hits:
-        """The first hits of the rays origin [3] + t·directions [3, N], t > 0, in the directions'
-        precision.
+        """The first hits of the rays origin [3] + t·directions [3, N], t > 0, in the precision of the
+        rays.
         """
         t = np.full(directions.shape[1], np.inf, dtype=directions.dtype)
         owner = np.full(directions.shape[1], -1, dtype=np.int32)
@@ -273,7 +271,8 @@ class Scene:
         hits = self.cast(origin, directions)
         colors = np.zeros_like(directions)
         met = np.flatnonzero(hits.primitive >= 0)
-        order = met[np.argsort(hits.primitive[met].astype(np.int16), kind="stable")]
+        smallest = np.min_scalar_type(len(self.primitives))  # numpy sorts 8 and 16 bit integers by radix
+        order = met[np.argsort(hits.primitive[met].astype(smallest), kind="stable")]
         owners = hits.primitive[order]
         toward = directions[:, order]
         points = origin.astype(directions.dtype)[:, None] + hits.t[order] * toward

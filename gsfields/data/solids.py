@@ -59,8 +59,8 @@ class Ball:
     """The unit ball; with unequal half sizes, an ellipsoid."""
 
     def interval(self, points: Array, directions: Array) -> tuple[Array, Array]:
-        # The chord about the foot of the perpendicular: no difference of large numbers (Haines et al., "Precision
-        # Improvements for Ray/Sphere Intersection", Ray Tracing Gems 2019, chapter 7).
+        # The chord about the foot of the perpendicular: no difference of large numbers (Haines et al.,
+        # "Precision Improvements for Ray/Sphere Intersection", Ray Tracing Gems 2019, chapter 7).
         squared = dot(directions, directions)
         middle = -dot(points, directions) / squared
         foot = points + middle * directions
@@ -77,9 +77,7 @@ class Ball:
 
 @dataclass(frozen=True)
 class Cone:
-    """A capped cone about z in [-1, 1]: radius 1 at the bottom, `top` in [0, 1] at the top (1: a
-    cylinder).
-    """
+    """A capped cone about z in [-1, 1]: radius 1 below, `top` in [0, 1] above (1: a cylinder)."""
 
     top: float = 1.0
 
@@ -103,8 +101,8 @@ class Cone:
         safe = np.where(dz == 0, dz.dtype.type(TINY), dz)
         low, high = (-1 - z) / safe, (1 - z) / safe
         bottom, top = np.minimum(low, high), np.maximum(low, high)
-        # a > 0: inside between the roots. a < 0: outside them, and only one of the two pieces is in the slab with the
-        # right half of the double cone (the apex is not below the top); with no roots, all of the slab is.
+        # a > 0: inside between the roots. a < 0: outside them, and only one of the two pieces is in the slab,
+        # with the right half of the double cone (the apex is not below the top); with no roots, all of it is.
         early = np.minimum(top, first)
         use_early = early > bottom
         enter = np.where(

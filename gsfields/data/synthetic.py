@@ -172,7 +172,7 @@ def _check_arguments(
             raise ValueError(f"{name} must be a whole number, {allowed}, but is {value!r}")
     if test_every == 1 or (views == 1 and test_every):
         raise ValueError(
-            f"test_every must leave a view to train on (0 holds out none), but is {test_every} for {views} view(s)"
+            f"test_every must leave a view to train on (0: hold out none), but is {test_every} of {views}"
         )
     if not (isinstance(fov_degrees, int | float) and 0 < fov_degrees < 180):
         raise ValueError(f"fov_degrees must be a number between 0 and 180, but is {fov_degrees!r}")

@@ -19,9 +19,7 @@ from gsfields import ops
 
 
 def psnr(image: Tensor, target: Tensor, mask: Tensor | None = None) -> float:
-    """Peak signal-to-noise ratio in dB of two images [H, W, C] with peak 1: -10 log10 of the mean squared
-    error.
-    """
+    """Peak signal-to-noise ratio of two images [H, W, C] with peak 1, dB: -10 log10(mean squared error)."""
     image, target = _checked(image, target)
     error = _masked_mean((image - target).square(), mask)
     return math.inf if error == 0 else -10 * math.log10(error)
@@ -31,8 +29,7 @@ def ssim(image: Tensor, target: Tensor, mask: Tensor | None = None) -> float:
     """Mean structural similarity of two images [H, W, C] (Wang et al. 2004).
 
     11 x 11 Gaussian window of sigma 1.5, zero padding, C1 = 0.01^2, C2 = 0.03^2, biased moments: the variant
-    of the 3DGS code, which near borders differs from scikit-image's. Masked pixels take the target's values
-    before filtering.
+    of the 3DGS code, which near borders differs from scikit-image's. Masked pixels are zero in both images.
     """
     image, target = _checked(image, target)
     if mask is not None:

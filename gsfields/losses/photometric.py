@@ -13,11 +13,10 @@ def l1(image: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def ssim(image: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean structural similarity of two images [H, W, C] in [0, 1] (Wang et al. 2004); differentiable in
-    `image`.
+    """Mean structural similarity of two images [H, W, C] in [0, 1] (Wang et al. 2004); gradient to `image`.
 
-    Window: 11 x 11 Gaussian of sigma 1.5 with zero padding, as in the 3DGS code, so that numbers compare. Pixels
-    that a mask [H, W] excludes are zero in both images, as is all that lies outside of them.
+    Window: 11 x 11 Gaussian of sigma 1.5 with zero padding, as in the 3DGS code, so that numbers compare.
+    Pixels that a mask [H, W] excludes are zero in both images, as is all that lies outside of them.
     """
     if mask is not None:
         image, target = image * mask[..., None], target * mask[..., None]

@@ -11,7 +11,7 @@ from tests.kernels import oracle
 from tests.kernels.compare import assert_relative
 from tests.kernels.scenes import generator, normal
 
-FLOAT32, FLOAT64 = 1e-4, 1e-10
+FLOAT32, FLOAT64 = 5e-6, 1e-10
 
 
 @pytest.mark.parametrize("degree", range(4))

@@ -1,0 +1,227 @@
+"""The command line: parses, calls, prints. Everything heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gsfields.fit.trainer import Outcome
+
+Overrides = list[tuple[str, str | None]]  # (field, its text; None for a flag without one)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 2 for a bad request, 130 after an interrupt."""
+    parser = build_parser()
+    words, overrides = split_overrides(list(sys.argv[1:] if argv is None else argv), parser)
+    args = parser.parse_args(words)
+    try:
+        status: int = args.command(args, overrides)
+        return status
+    except (
+        ValueError,
+        TypeError,
+        FileNotFoundError,
+        NotADirectoryError,
+        ImportError,
+        FloatingPointError,
+    ) as error:
+        print(f"gsfields {args.name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "gsfields", description="Fit and render scenes of 3D Gaussians.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace, Overrides], int], text: str
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(command=run)
+        return sub
+
+    sub = command("fit", fit, "fit Gaussians to a scene")
+    sub.add_argument(
+        "data", nargs="?", help="folder of the scene; with --resume that of the run, unless given"
+    )
+    sub.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
+    sub.add_argument("--config", default="default", help="a recipe's name or a YAML file (default: default)")
+    sub.add_argument("--resume", action="store_true", help="continue the run from its newest checkpoint")
+    sub.add_argument("--overwrite", action="store_true", help="replace the run that is in RUN")
+    sub.epilog = "--FIELD VALUE sets a field of the configuration; gsfields fields lists them all."
+
+    command("fields", list_fields, "list every field of the configuration, with its default and meaning")
+
+    sub = command("render", render_run, "render the held-out views or a camera path of a run")
+    _add_run(sub)
+    sub.add_argument("--out", help="folder for PNGs, or a file ending in .mp4 (default: RUN/renders)")
+    sub.add_argument(
+        "--path", choices=("views", "orbit", "spiral"), help="a moving camera instead of the held-out views"
+    )
+    sub.add_argument("--frames", type=int, default=120, help="images along the path (default: 120)")
+    sub.add_argument("--fps", type=int, default=24, help="frames per second of an MP4 (default: 24)")
+
+    sub = command("eval", evaluate_run, "score a run on its held-out views; writes RUN/eval.json")
+    _add_run(sub)
+
+    sub = command("export", export, "write the scene of a run as a 3DGS .ply")
+    sub.add_argument("run", help="folder of the run")
+    sub.add_argument("ply", help="the file to write")
+
+    sub = command("import", import_ply, "make a run of a 3DGS .ply")
+    sub.add_argument("ply", help="the file to read")
+    sub.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
+
+    sub = command("demo", demo, "fit a small scene and write pictures: the package's own room, or --scene")
+    sub.add_argument("--scene", help="folder of a scene instead of the room")
+    sub.add_argument(
+        "--out", default="runs/demo", metavar="RUN", help="folder of the run (default: runs/demo)"
+    )
+    sub.epilog = "--FIELD VALUE sets a field of the configuration; gsfields fields lists them all."
+
+    command("doctor", doctor, "print versions, backends and what to do about what is missing")
+    return parser
+
+
+def split_overrides(words: list[str], parser: argparse.ArgumentParser) -> tuple[list[str], Overrides]:
+    """Separate `--field value` pairs of the configuration from the arguments that the parser knows.
+
+    Only for the commands that take fields; for others every word stays, and the parser complains itself.
+    """
+    if not words or words[0] not in ("fit", "demo"):
+        return words, []
+    known = {"fit": {"--out", "--config", "--resume", "--overwrite"}, "demo": {"--scene", "--out"}}[words[0]]
+    kept: list[str] = [words[0]]
+    overrides: Overrides = []
+    rest = words[1:]
+    while rest:
+        word = rest.pop(0)
+        name, has_value, value = word.partition("=")
+        if not word.startswith("--") or word in ("--", "--help") or name in known:
+            kept.append(word)
+            if name in known - {"--resume", "--overwrite"} and not has_value and rest:
+                kept.append(rest.pop(0))
+        elif has_value:
+            overrides.append((name[2:], value))
+        else:
+            overrides.append((name[2:], rest.pop(0) if rest and not rest[0].startswith("--") else None))
+    return kept, overrides
+
+
+# --------------------------------------------------------------------------------------------------- commands
+
+
+def fit(args: argparse.Namespace, overrides: Overrides) -> int:
+    from gsfields import config as configuration
+    from gsfields.fit import runs
+
+    if args.resume:
+        outcome = runs.resume(args.out, overrides, data=args.data)
+    else:
+        if args.data is None:
+            raise ValueError("fit needs the folder of a scene, or --resume")
+        config = configuration.load(args.config)
+        config.data.path = args.data
+        configuration.apply(config, overrides)
+        outcome = runs.start(config, args.out, overwrite=args.overwrite)
+    return _report(outcome, args.out)
+
+
+def list_fields(args: argparse.Namespace, overrides: Overrides) -> int:
+    from gsfields import config as configuration
+
+    print(configuration.describe())
+    print(f"\nrecipes (--config): {', '.join(configuration.recipes())}")
+    return 0
+
+
+def render_run(args: argparse.Namespace, overrides: Overrides) -> int:
+    from gsfields.fit import runs
+
+    if args.frames < 1 or args.fps < 1:
+        raise ValueError(f"frames and fps must be at least 1, but are {args.frames} and {args.fps}")
+    out, count = runs.render_run(
+        args.run, out=args.out, path=args.path, frames=args.frames, fps=args.fps, data=args.data
+    )
+    print(f"{count} images in {out}")
+    return 0
+
+
+def evaluate_run(args: argparse.Namespace, overrides: Overrides) -> int:
+    from gsfields.fit import runs
+
+    path, scores = runs.evaluate_run(args.run, data=args.data)
+    views = f"mean of {len(scores.names)} held-out views"
+    print(f"PSNR {scores.psnr:.2f} dB, SSIM {scores.ssim:.4f}, {views}: {path}")
+    return 0
+
+
+def export(args: argparse.Namespace, overrides: Overrides) -> int:
+    from gsfields.fit.checkpoint import Checkpoint
+
+    gaussians = Checkpoint.load(args.run).gaussians
+    gaussians.to_ply(args.ply)
+    print(f"{len(gaussians)} Gaussians of SH degree {gaussians.sh_degree} in {args.ply}")
+    return 0
+
+
+def import_ply(args: argparse.Namespace, overrides: Overrides) -> int:
+    from gsfields.fit import runs
+
+    path, gaussians = runs.import_ply(args.ply, args.out)
+    print(f"{len(gaussians)} Gaussians of SH degree {gaussians.sh_degree} in {path}")
+    return 0
+
+
+def demo(args: argparse.Namespace, overrides: Overrides) -> int:
+    from gsfields.fit import runs
+
+    outcome, sheet = runs.demo(args.scene, args.out, overrides)
+    status = _report(outcome, args.out)
+    if sheet is not None:
+        print(f"pictures (photograph, rendering, depth): {sheet}")
+    return status
+
+
+def doctor(args: argparse.Namespace, overrides: Overrides) -> int:
+    from gsfields import doctor
+
+    return doctor.main()
+
+
+# ---------------------------------------------------------------------------------------------------- details
+
+
+def _add_run(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", help="folder of the run, or of one of its checkpoints")
+    sub.add_argument("--data", help="folder of the scene, if it has moved since the fit")
+
+
+def _report(outcome: Outcome, run: str) -> int:
+    minutes = f"{outcome.seconds / 60:.1f} min"
+    print(f"step {outcome.step}, {outcome.count} Gaussians, {minutes}; checkpoint: {outcome.checkpoint}")
+    if outcome.ended == "interrupted":
+        print(f"interrupted; continue with: gsfields fit --out {run} --resume")
+        return 130
+    if outcome.ended == "time":
+        print("ended by max_minutes")
+    if outcome.scores is not None:
+        print(f"held-out views: PSNR {outcome.scores.psnr:.2f} dB, SSIM {outcome.scores.ssim:.4f}")
+    print(f"metrics: {Path(run) / 'metrics.jsonl'}")
+    return 0

@@ -1,0 +1,1 @@
+"""Fitting a scene: the training loop, its schedules, densification and checkpoints."""

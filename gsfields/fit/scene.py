@@ -1,0 +1,146 @@
+"""What a fit starts from: the images it is compared with, and the first Gaussians."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from gsfields.camera import Camera
+from gsfields.config import Config, DataConfig
+from gsfields.data import load_dataset
+from gsfields.data.dataset import Dataset, View
+from gsfields.gaussians import Gaussians
+
+COLORS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
+
+
+def open_dataset(config: DataConfig, background: str | None = None) -> Dataset:
+    """The data of a run; `background` (white or black) overrides the configured one; random is white here."""
+    return load_dataset(
+        config.path,
+        downscale=config.downscale,
+        width=config.width,
+        background=COLORS.get(background or config.background, COLORS["white"]),
+        split_every=config.split_every,
+    )
+
+
+class Photographs:
+    """The training images at any scale, over the background of the step.
+
+    With a random background the images are read over white and over black; their difference is 1 - alpha,
+    which tells how much of any other colour shows. Images without transparency are the same over both.
+    """
+
+    def __init__(self, dataset: Dataset, config: DataConfig) -> None:
+        self.views = dataset.train_views()
+        self.random = config.background == "random"
+        self.color = torch.tensor(COLORS.get(config.background, COLORS["white"]))
+        transparent = self.random and dataset.background is not None
+        self.over_black = open_dataset(config, "black").train_views() if transparent else None
+        self._cameras: dict[tuple[int, float], Camera] = {}
+
+    def background(self, generator: torch.Generator) -> Tensor:
+        """The colour behind this step's image, [3]."""
+        return torch.rand(3, generator=generator) if self.random else self.color
+
+    def get(self, index: int, scale: float, background: Tensor) -> tuple[Camera, Tensor, Tensor | None]:
+        """(camera, image [H, W, 3], mask [H, W] or None) of a training view; smaller images are area
+        averages.
+        """
+        view = self.views[index]
+        image, mask = view.image(), view.mask()
+        if self.over_black is not None:
+            black = self.over_black[index].image()
+            image = black + (image - black) * background
+        if (index, scale) not in self._cameras:
+            self._cameras[index, scale] = view.camera if scale == 1 else view.camera.scaled(scale)
+        camera = self._cameras[index, scale]
+        if scale != 1:
+            size = (camera.height, camera.width)
+            image = (
+                interpolate(image.permute(2, 0, 1)[None], size, mode="area")[0].permute(1, 2, 0).contiguous()
+            )
+            if mask is not None:  # a pixel counts if all that it covers counts
+                mask = (interpolate(mask[None, None], size, mode="area")[0, 0] > 0.999).float()
+        return camera, image, mask
+
+
+def initial_gaussians(dataset: Dataset, config: Config, generator: torch.Generator) -> Gaussians:
+    """One Gaussian per point of the data, or random ones in the region that the cameras see."""
+    init = config.init
+    has_points = dataset.points is not None and len(dataset.points) > 0
+    if init.source == "points" and not has_points:
+        raise ValueError(
+            f"init source is points, but {dataset.name or 'the data'} has none: use random or auto"
+        )
+    if has_points and init.source != "random":
+        points, colors = dataset.points, dataset.point_colors
+        assert points is not None
+        colors = torch.full_like(points, 0.5) if colors is None else colors
+        if len(points) > config.densify.max_gaussians:
+            chosen = torch.randperm(len(points), generator=generator)[: config.densify.max_gaussians]
+            points, colors = points[chosen], colors[chosen]
+        return Gaussians.from_points(points, colors, sh_degree=init.sh_degree, opacity=init.init_opacity)
+    count = min(init.random_count, config.densify.max_gaussians)
+    points = random_points(dataset, count, generator)
+    colors = torch.rand(count, 3, generator=generator)
+    scale = 1.0 if count == 1 else None
+    return Gaussians.from_points(
+        points, colors, sh_degree=init.sh_degree, opacity=init.init_opacity, scale=scale
+    )
+
+
+def random_points(dataset: Dataset, count: int, generator: torch.Generator) -> Tensor:
+    """[count, 3] points where the training cameras look.
+
+    Cameras around an object: uniform in the cube inscribed about the sphere that fits into their images
+    around the point nearest to all optical axes. Other cameras (side by side, or looking outwards): along
+    random pixels' rays, depths log-uniform within the bounds of the data, or 0.3 to 10 scene extents where
+    they have none.
+    """
+    views = dataset.train_views()
+    focus = _common_focus(views)
+    if focus is not None:
+        center, radius = focus
+        return center + 0.9 * radius * (2 * torch.rand(count, 3, generator=generator) - 1)
+    chosen = torch.randint(len(views), (count,), generator=generator).tolist()
+    near = torch.tensor([(views[i].bounds or (0.3 * dataset.scene_extent, 0))[0] for i in chosen])
+    far = torch.tensor([(views[i].bounds or (0, 10 * dataset.scene_extent))[1] for i in chosen])
+    depth = near * (far / near) ** torch.rand(count, generator=generator)
+    uv = torch.rand(count, 2, generator=generator)
+    cameras = [views[i].camera for i in chosen]
+    focal = torch.stack([c.K[[0, 1], [0, 1]] for c in cameras])
+    centre = torch.stack([c.K[[0, 1], [2, 2]] for c in cameras])
+    size = torch.tensor([[c.width, c.height] for c in cameras])
+    rays = torch.cat(((uv * size - centre) / focal, torch.ones(count, 1)), dim=1)
+    c2w = torch.stack([views[i].camera.c2w for i in range(len(views))])[chosen]
+    return (c2w[:, :3, :3] @ (rays * depth[:, None])[..., None])[..., 0] + c2w[:, :3, 3]
+
+
+def _common_focus(views: list[View]) -> tuple[Tensor, float] | None:
+    """The point nearest to all optical axes (least squares) and the radius seen around it; None if there is
+    none.
+
+    There is one if it lies well in front of nearly every camera and the axes differ enough to place it.
+    """
+    c2w = torch.stack([view.camera.c2w for view in views]).double()
+    eyes, axes = c2w[:, :3, 3], c2w[:, :3, 2]
+    across = (
+        torch.eye(3, dtype=torch.float64) - axes[:, :, None] * axes[:, None, :]
+    )  # projection off each axis
+    normal = across.mean(dim=0)
+    if torch.linalg.eigvalsh(normal)[0] < 0.05:  # all axes within about 15 degrees of one another
+        return None
+    center = torch.linalg.solve(normal, (across @ eyes[..., None]).mean(dim=0))[:, 0]
+    depths = ((center - eyes) * axes).sum(dim=1)
+    if (depths <= 0.3 * depths.median()).double().mean() > 0.1 or depths.median() <= 0:
+        return None
+    tangent = min(
+        min(v.camera.width / v.camera.K[0, 0].item(), v.camera.height / v.camera.K[1, 1].item())
+        for v in views
+    )
+    return center.float(), float(depths.median() * math.sin(math.atan(tangent / 2)))
