@@ -1,0 +1,58 @@
+"""What the figures were measured on: the processor and the versions, and nothing that names the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gsfields import ops
+
+
+def describe() -> dict[str, Any]:
+    """CPU model, cores, instruction sets, versions."""
+    cpu = _proc_cpuinfo()
+    model = cpu.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in cpu:  # virtual machines often shorten the model's name until it says nothing
+        model += f" (family {cpu['cpu family']}, model {cpu.get('model', '?')})"
+    return {
+        "cpu": model,
+        "cores": available_cores(),
+        "isa": ops.cpu_isa(),
+        "isas": list(ops.available_cpu_isas()),
+        "system": f"{platform.system()} {platform.machine()}",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def load() -> float:
+    """Processes that wanted a core over the last minute, on average; 0 where the system does not tell."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
+def slug(machine: dict[str, Any]) -> str:
+    """A file name for the machine, such as amd-epyc-family-26-model-2-2-cores-avx512."""
+    words = f"{machine['cpu']} {machine['cores']} cores {machine['isa']}"
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+
+
+def _proc_cpuinfo() -> dict[str, str]:
+    """The first processor's entry of /proc/cpuinfo; empty where there is none."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
