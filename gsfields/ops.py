@@ -347,6 +347,7 @@ def _(image1, image2, d_mu, d_var, d_cov, v_map):  # type: ignore[no-untyped-def
 def _ssim_setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
     ctx.save_for_backward(*inputs, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # no image-sized zeros for the derivatives
 
 
 def _ssim_backward(ctx, v_map, *_unused):  # type: ignore[no-untyped-def]

@@ -20,7 +20,7 @@ class Plan:
 
     Everything that depends on geometry alone is computed once, in plan(); each blend() then walks the tile lists.
     All results are differentiable with respect to whatever the plan was made from. The lists cost 4 bytes per
-    (Gaussian, tile) pair and 8 per tile; the projection costs 40 bytes per Gaussian and view in float32.
+    (Gaussian, tile) pair and 8 per tile; the projection costs 36 bytes per Gaussian and view in float32.
 
     Attributes (N Gaussians, B views):
         means2d: [B, N, 2] in pixels; depths: [B, N] camera z; conics: [B, N, 3]; opacities: [B, N];

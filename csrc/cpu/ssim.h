@@ -18,7 +18,7 @@ constexpr double kSsimTaps[kHalf + 1] = {0.26601172486179436, 0.2130055377112537
 
 // out[i] = sum_k tap(k) in[i + k·step], `in` being readable 5·step to either side.
 template <class S>
-GSF_HD void filter(const S* in, int64_t n, int64_t step, S* out) {
+GSF_HD void filter(const S* in, int64_t n, int64_t step, S* __restrict__ out) {
   for (int64_t i = 0; i < n; ++i) {
     S sum = S(kSsimTaps[0]) * in[i];
     for (int k = 1; k <= kHalf; ++k) sum += S(kSsimTaps[k]) * (in[i - k * step] + in[i + k * step]);
@@ -50,44 +50,46 @@ int64_t ssim_scratch(int64_t row, int64_t band) {
 // Filters `value(i)` of image row y along x into quantity q of scratch row `slot`; rows outside the image are zero.
 template <class S, class F>
 GSF_HD void filter_row(const SsimArgs<S>& a, SsimScratch<S>& s, int64_t y, int64_t slot, int q, F value) {
-  S* out = s.rows + slot * s.stride + q * s.row;
+  const int64_t row = s.row, pad = kHalf * a.channels, at = y * row;
+  S *out = s.rows + slot * s.stride + q * row, *__restrict__ padded = s.padded;
   if (y < 0 || y >= a.height) {
-    for (int64_t i = 0; i < s.row; ++i) out[i] = 0;
+    for (int64_t i = 0; i < row; ++i) out[i] = 0;
     return;
   }
-  const int64_t pad = kHalf * a.channels, at = y * s.row;
-  for (int64_t i = 0; i < pad; ++i) s.padded[i] = s.padded[pad + s.row + i] = 0;
-  for (int64_t i = 0; i < s.row; ++i) s.padded[pad + i] = value(at + i);
-  filter(s.padded + pad, s.row, a.channels, out);
+  for (int64_t i = 0; i < pad; ++i) padded[i] = padded[pad + row + i] = 0;
+  for (int64_t i = 0; i < row; ++i) padded[pad + i] = value(at + i);
+  filter(padded + pad, row, a.channels, out);
 }
 
 template <class S>
 void ssim_rows(const SsimArgs<S>& a, int64_t begin, int64_t end, void* scratch) {
   SsimScratch<S> s(scratch, a, end - begin);
-  const S *p = a.image1, *t = a.image2;
+  const S *const p = a.image1, *const t = a.image2;
   for (int64_t y = begin - kHalf; y < end + kHalf; ++y) {
     const int64_t slot = y - begin + kHalf;
-    filter_row(a, s, y, slot, 0, [&](int64_t i) __attribute__((always_inline)) { return p[i]; });
-    filter_row(a, s, y, slot, 1, [&](int64_t i) __attribute__((always_inline)) { return t[i]; });
-    filter_row(a, s, y, slot, 2, [&](int64_t i) __attribute__((always_inline)) { return p[i] * p[i]; });
-    filter_row(a, s, y, slot, 3, [&](int64_t i) __attribute__((always_inline)) { return t[i] * t[i]; });
-    filter_row(a, s, y, slot, 4, [&](int64_t i) __attribute__((always_inline)) { return p[i] * t[i]; });
+    filter_row(a, s, y, slot, 0, [=](int64_t i) __attribute__((always_inline)) { return p[i]; });
+    filter_row(a, s, y, slot, 1, [=](int64_t i) __attribute__((always_inline)) { return t[i]; });
+    filter_row(a, s, y, slot, 2, [=](int64_t i) __attribute__((always_inline)) { return p[i] * p[i]; });
+    filter_row(a, s, y, slot, 3, [=](int64_t i) __attribute__((always_inline)) { return t[i] * t[i]; });
+    filter_row(a, s, y, slot, 4, [=](int64_t i) __attribute__((always_inline)) { return p[i] * t[i]; });
   }
   const S c1 = S(0.01 * 0.01), c2 = S(0.03 * 0.03);
   for (int64_t y = begin; y < end; ++y) {
     filter(s.rows + (y - begin + kHalf) * s.stride, s.stride, s.stride, s.result);
-    const S *m1 = s.result, *m2 = m1 + s.row, *e11 = m2 + s.row, *e22 = e11 + s.row, *e12 = e22 + s.row;
-    for (int64_t i = 0; i < s.row; ++i) {
+    const int64_t row = s.row, at = y * row;
+    const S *m1 = s.result, *m2 = m1 + row, *e11 = m2 + row, *e22 = e11 + row, *e12 = e22 + row;
+    S *__restrict__ map = a.map + at, *__restrict__ d_mu = a.d_mu + at, *__restrict__ d_var = a.d_var + at;
+    S* __restrict__ d_cov = a.d_cov + at;
+    for (int64_t i = 0; i < row; ++i) {
       const S mu1 = m1[i], mu2 = m2[i];
       const S A = 2 * mu1 * mu2 + c1, B = 2 * (e12[i] - mu1 * mu2) + c2;
       const S C = mu1 * mu1 + mu2 * mu2 + c1, D = e11[i] - mu1 * mu1 + e22[i] - mu2 * mu2 + c2;
       const S inv_CD = 1 / (C * D), ssim = A * B * inv_CD;
-      const int64_t at = y * s.row + i;
-      a.map[at] = ssim;
+      map[i] = ssim;
       // By E[x], E[x²] and E[xy]; the variances contain E[x]² and E[x]E[y].
-      a.d_mu[at] = 2 * mu2 * (B - A) * inv_CD + 2 * mu1 * ssim * (C - D) * inv_CD;
-      a.d_var[at] = -ssim * C * inv_CD;
-      a.d_cov[at] = 2 * A * inv_CD;
+      d_mu[i] = 2 * mu2 * (B - A) * inv_CD + 2 * mu1 * ssim * (C - D) * inv_CD;
+      d_var[i] = -ssim * C * inv_CD;
+      d_cov[i] = 2 * A * inv_CD;
     }
   }
 }
@@ -95,11 +97,12 @@ void ssim_rows(const SsimArgs<S>& a, int64_t begin, int64_t end, void* scratch) 
 template <class S>
 void ssim_backward_rows(const SsimArgs<S>& a, int64_t begin, int64_t end, void* scratch) {
   SsimScratch<S> s(scratch, a, end - begin);
+  const S *const v = a.v_map, *const mu = a.d_mu, *const var = a.d_var, *const cov = a.d_cov;
   for (int64_t y = begin - kHalf; y < end + kHalf; ++y) {
     const int64_t slot = y - begin + kHalf;
-    filter_row(a, s, y, slot, 0, [&](int64_t i) __attribute__((always_inline)) { return a.v_map[i] * a.d_mu[i]; });
-    filter_row(a, s, y, slot, 1, [&](int64_t i) __attribute__((always_inline)) { return a.v_map[i] * a.d_var[i]; });
-    filter_row(a, s, y, slot, 2, [&](int64_t i) __attribute__((always_inline)) { return a.v_map[i] * a.d_cov[i]; });
+    filter_row(a, s, y, slot, 0, [=](int64_t i) __attribute__((always_inline)) { return v[i] * mu[i]; });
+    filter_row(a, s, y, slot, 1, [=](int64_t i) __attribute__((always_inline)) { return v[i] * var[i]; });
+    filter_row(a, s, y, slot, 2, [=](int64_t i) __attribute__((always_inline)) { return v[i] * cov[i]; });
   }
   for (int64_t y = begin; y < end; ++y) {
     filter(s.rows + (y - begin + kHalf) * s.stride, 3 * s.row, s.stride, s.result);
