@@ -108,7 +108,11 @@ def rasterization(  # gsplat's signature
         means2d = geometry[0][camera_ids, gaussian_ids]
         # Gradients must pass through the packed tensor, which callers may retain.
         geometry[0] = torch.zeros_like(geometry[0]).index_put((camera_ids, gaussian_ids), means2d)
-        meta |= {"batch_ids": torch.zeros_like(camera_ids), "camera_ids": camera_ids, "gaussian_ids": gaussian_ids}
+        meta |= {
+            "batch_ids": torch.zeros_like(camera_ids),
+            "camera_ids": camera_ids,
+            "gaussian_ids": gaussian_ids,
+        }
     else:
         meta |= {"batch_ids": None, "camera_ids": None, "gaussian_ids": None}
     plan = Plan((*geometry, radii), width, height, batched=True, absgrad=absgrad)
@@ -194,7 +198,9 @@ def _channels(
     return values, backgrounds
 
 
-def _intersections(plan: Plan, visible: Tensor, packed: bool, tiles_x: int, tiles_y: int) -> dict[str, Tensor]:
+def _intersections(
+    plan: Plan, visible: Tensor, packed: bool, tiles_x: int, tiles_y: int
+) -> dict[str, Tensor]:
     """gsplat's tile lists: flatten_ids index the flattened [C * N] pairs, or the packed ones."""
     views, N = visible.shape
     tiles = tiles_x * tiles_y
@@ -205,4 +211,8 @@ def _intersections(plan: Plan, visible: Tensor, packed: bool, tiles_x: int, tile
     if packed:
         flat = (visible.flatten().cumsum(0) - 1)[flat]
         counts = counts[visible]
-    return {"isect_offsets": offsets.to(torch.int32), "flatten_ids": flat.to(torch.int32), "tiles_per_gauss": counts}
+    return {
+        "isect_offsets": offsets.to(torch.int32),
+        "flatten_ids": flat.to(torch.int32),
+        "tiles_per_gauss": counts,
+    }

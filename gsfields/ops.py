@@ -65,7 +65,9 @@ def _same_device(**tensors: Tensor | None) -> None:
     first = next(iter(given))
     for name, device in given.items():
         if device != given[first]:
-            raise ValueError(f"{name} is on device {device} and {first} on {given[first]}, but they must share one")
+            raise ValueError(
+                f"{name} is on device {device} and {first} on {given[first]}, but they must share one"
+            )
 
 
 # ---- projection -----------------------------------------------------------------------------------------------
@@ -114,9 +116,7 @@ def project(
 
 @torch.library.register_fake("gsfields::project")
 def _(means, quats, scales, opacities, viewmats, Ks, width, height, near, far, eps2d, antialiased):  # type: ignore[no-untyped-def]
-    _same_device(
-        means=means, quats=quats, scales=scales, opacities=opacities, viewmats=viewmats, Ks=Ks
-    )
+    _same_device(means=means, quats=quats, scales=scales, opacities=opacities, viewmats=viewmats, Ks=Ks)
     B, N = viewmats.shape[0], means.shape[0]
     return (
         means.new_empty(B, N, 2),
@@ -128,7 +128,9 @@ def _(means, quats, scales, opacities, viewmats, Ks, width, height, near, far, e
 
 
 @torch.library.register_fake("gsfields::project_backward")
-def _(means, quats, scales, opacities, viewmats, Ks, radii, v_means2d, v_depths, v_conics, v_opacities2d, *rest):  # type: ignore[no-untyped-def]
+def _(
+    means, quats, scales, opacities, viewmats, Ks, radii, v_means2d, v_depths, v_conics, v_opacities2d, *rest
+):  # type: ignore[no-untyped-def]
     return tuple(t.new_empty(t.shape) for t in (means, quats, scales, opacities, viewmats))
 
 
@@ -140,9 +142,7 @@ def _project_setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 def _project_backward(ctx, v_means2d, v_depths, v_conics, v_opacities2d, _v_radii):  # type: ignore[no-untyped-def]
     *inputs, radii = ctx.saved_tensors
-    grads = _ops.project_backward(
-        *inputs, radii, v_means2d, v_depths, v_conics, v_opacities2d, *ctx.settings
-    )
+    grads = _ops.project_backward(*inputs, radii, v_means2d, v_depths, v_conics, v_opacities2d, *ctx.settings)
     return *grads, *([None] * 7)
 
 
@@ -203,7 +203,13 @@ torch.library.register_autograd("gsfields::spherical_harmonics", _sh_backward, s
 
 
 def bin_tiles(
-    means2d: Tensor, depths: Tensor, conics: Tensor, opacities2d: Tensor, radii: Tensor, width: int, height: int
+    means2d: Tensor,
+    depths: Tensor,
+    conics: Tensor,
+    opacities2d: Tensor,
+    radii: Tensor,
+    width: int,
+    height: int,
 ) -> tuple[Tensor, Tensor]:
     """Lists for every 16x16 tile the Gaussians that reach it, front to back, ties by index.
 
@@ -307,14 +313,18 @@ def _blend_backward(ctx, v_image, v_transmittance, _v_used):  # type: ignore[no-
     *inputs, transmittance = ctx.saved_tensors
     to_values, *geometry, to_background, absgrad = ctx.needs_input_grad[:6]
     want_geometry = any(geometry) or absgrad
-    grads = _ops.blend_backward(*inputs, v_image, v_transmittance, *ctx.size, want_geometry, to_values, absgrad)
+    grads = _ops.blend_backward(
+        *inputs, v_image, v_transmittance, *ctx.size, want_geometry, to_values, absgrad
+    )
     v_values, v_means2d, v_conics, v_opacities, v_absgrad = grads
     v_background = None
     if to_background:
         v_background = torch.einsum("bhwc,bhw->bc", v_image, transmittance)
         v_background = v_background.sum(0) if inputs[4].dim() == 1 else v_background
     wanted = (to_values, want_geometry, want_geometry, want_geometry)
-    outputs = (g if w else None for g, w in zip((v_values, v_means2d, v_conics, v_opacities), wanted, strict=True))
+    outputs = (
+        g if w else None for g, w in zip((v_values, v_means2d, v_conics, v_opacities), wanted, strict=True)
+    )
     return *outputs, v_background, v_absgrad if absgrad else None, None, None, None, None
 
 

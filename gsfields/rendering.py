@@ -70,7 +70,9 @@ class Plan:
         """Accumulated opacity 1 - T, [H, W, 1] ([B, H, W, 1])."""
         kept = self._transmittance
         # A blend under no_grad leaves a transmittance that gradients could not pass through.
-        if kept is None or (torch.is_grad_enabled() and self.means2d.requires_grad and not kept.requires_grad):
+        if kept is None or (
+            torch.is_grad_enabled() and self.means2d.requires_grad and not kept.requires_grad
+        ):
             self.blend(torch.ones_like(self.depths[0]).unsqueeze(-1))
             kept = self._transmittance
         assert kept is not None

@@ -68,7 +68,8 @@ Binning<S>::Binning(const BinInput<S>& in, int64_t* tile_offsets, const Threads&
   chunks_.resize(size_t(in.views * per_view));
   for (int64_t view = 0; view < in.views; ++view) {
     const int64_t at = view * in.n;
-    const SpanArgs<S> args{in.means2d + 2 * at, in.conics + 3 * at, in.opacities + at, in.radii + 2 * at, tiles_x, tiles_y};
+    const SpanArgs<S> args{
+        in.means2d + 2 * at, in.conics + 3 * at, in.opacities + at, in.radii + 2 * at, tiles_x, tiles_y};
     std::vector<int32_t> order;
     for (int64_t i = 0; i < in.n; ++i)
       if (args.radii[2 * i] > 0) order.push_back(int32_t(i));

@@ -19,9 +19,9 @@ using namespace gsfields;
 using namespace gsfields::cpu;
 using math::kTile;
 
-constexpr int kBatch = 512;        // Gaussians of a tile culled and marched at a time
-constexpr int kPrefetch = 16;      // how many Gaussians ahead to fetch when loading a batch
-constexpr int kChannelBlock = 4;   // channels per pass of the backward product
+constexpr int kBatch = 512;       // Gaussians of a tile culled and marched at a time
+constexpr int kPrefetch = 16;     // how many Gaussians ahead to fetch when loading a batch
+constexpr int kChannelBlock = 4;  // channels per pass of the backward product
 
 // What the march reads per Gaussian: the start of a Packed, and which Gaussian it is.
 template <class S>
@@ -56,8 +56,8 @@ void pack(const BlendArgs<S>& a, int64_t begin, int64_t end) {
     for (int l = 0; l < L; ++l) det[l] = math::determinant(S(conic[0][l]), S(conic[1][l]), S(conic[2][l]));
     const auto e = math::make_ellipse(conic[0], conic[1], conic[2], math::ellipse_level(opacity), det);
     const S k = kExpScale<S>;
-    const V rows[12] = {mean[0], mean[1], k / 2 * conic[0], k * conic[1], k / 2 * conic[2], opacity,
-                        e.inv_a, e.b,     e.aq,             e.det,        e.widest,         e.reach};
+    const V rows[12] = {mean[0], mean[1], k / 2 * conic[0], k * conic[1], k / 2 * conic[2], opacity, e.inv_a, e.b,
+                        e.aq,    e.det,   e.widest,         e.reach};
     static_assert(sizeof(Packed<S>) == 16 * sizeof(S));
     for (int l = 0; l < L && i + l < end; ++l)
       for (int r = 0; r < 12; ++r) reinterpret_cast<S*>(a.packed + i + l)[r] = rows[r][l];
@@ -99,11 +99,11 @@ GSF_HD void load_and_cull(const BlendArgs<S>& a, const TileGeometry<S, L>& tile,
     c.widest[j] = p.ellipse.widest, c.reach[j] = p.ellipse.reach;
   }
   for (int j = 0; j < count; j += L) {
-    const math::Ellipse<V> e{load<V>(c.inv_a + j), load<V>(c.b + j), load<V>(c.aq + j), load<V>(c.det + j),
-                             load<V>(c.widest + j), load<V>(c.reach + j)};
+    const math::Ellipse<V> e{load<V>(c.inv_a + j), load<V>(c.b + j),      load<V>(c.aq + j),
+                             load<V>(c.det + j),   load<V>(c.widest + j), load<V>(c.reach + j)};
     const V x = load<V>(c.x + j), y = load<V>(c.y + j);
     const M open = e.det <= S(0);  // no closed ellipse: every pixel is tried
-    M bits[2] = {};  // 32 blocks each
+    M bits[2] = {};                // 32 blocks each
     for (int row = 0; row < B::rows; ++row) {
       V left, right;
       const V lo = S(row * B::height + 0.5) - y, hi = lo + S(B::height - 1);
@@ -112,8 +112,8 @@ GSF_HD void load_and_cull(const BlendArgs<S>& a, const TileGeometry<S, L>& tile,
       const M meets = (lo <= e.reach) & (hi >= -e.reach);
       for (int column = 0; column < B::columns; ++column) {
         const int block = row * B::columns + column;
-        const M hit = open | (meets & (right >= S(column * B::width + 0.5)) &
-                              (left <= S(column * B::width + B::width - 0.5)));
+        const M hit =
+            open | (meets & (right >= S(column * B::width + 0.5)) & (left <= S(column * B::width + B::width - 0.5)));
         bits[block / 32] |= hit & typename Lanes<S, L>::I(int64_t(1) << (block % 32));
       }
     }
@@ -290,8 +290,8 @@ int64_t blend_backward_scratch(int64_t channels, int64_t longest) {
 
 // s_k += <values_k, v_image> over CB channels, and dL/dvalues of the same channels into the records.
 template <int CB, class S, class V>
-GSF_HD void products(const BlendBackwardArgs<S>& a, const Entry<S>* entries, const int32_t* survivors,
-                     const V* weights, int n, int64_t channel, const V* v_image, V* s) {
+GSF_HD void products(const BlendBackwardArgs<S>& a, const Entry<S>* entries, const int32_t* survivors, const V* weights,
+                     int n, int64_t channel, const V* v_image, V* s) {
   const V zero = {};
   for (int k = 0; k < n; ++k) {
     if (a.geometry) {

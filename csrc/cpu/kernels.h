@@ -40,15 +40,15 @@ struct ProjectBackwardArgs {
 
 template <class S>
 struct ShArgs {
-  int64_t n, views, channels, rest;   // rest: coefficients per Gaussian beyond the first
+  int64_t n, views, channels, rest;  // rest: coefficients per Gaussian beyond the first
   int degree;
-  const S* dirs;                      // [B,N,3]
-  const S *sh0, *shN;                 // rows of [1,D] and [rest,D]
-  int64_t sh0_stride, shN_stride;     // elements between rows
-  const bool* masks;                  // [B,N] or null
-  S* colors;                          // [B,N,D]
-  const S* v_colors;                  // backward
-  S *v_dirs, *v_sh0, *v_shN;          // [B,N,3] [N,1,D] [N,rest,D]
+  const S* dirs;                   // [B,N,3]
+  const S *sh0, *shN;              // rows of [1,D] and [rest,D]
+  int64_t sh0_stride, shN_stride;  // elements between rows
+  const bool* masks;               // [B,N] or null
+  S* colors;                       // [B,N,D]
+  const S* v_colors;               // backward
+  S *v_dirs, *v_sh0, *v_shN;       // [B,N,3] [N,1,D] [N,rest,D]
 };
 
 // A run of tiles in one row of tiles.
@@ -92,20 +92,20 @@ enum Moment { kQ, kQx, kQy, kQxx, kQxy, kQyy, kAbsX, kAbsY, kMoments };
 
 template <class S>
 struct BlendBackwardArgs {
-  BlendArgs<S> forward;            // image and transmittance unused, used read
+  BlendArgs<S> forward;                // image and transmittance unused, used read
   const S *v_image, *v_transmittance;  // [H,W,C] [H,W]
   bool geometry, to_values;
-  int64_t record_size;             // geometry ? kMoments : 0, plus to_values ? channels rounded up to 4 : 0
-  S* records;                      // of this tile [used, record_size]
+  int64_t record_size;  // geometry ? kMoments : 0, plus to_values ? channels rounded up to 4 : 0
+  S* records;           // of this tile [used, record_size]
 };
 
 template <class S>
 struct SsimArgs {
   int64_t height, row;  // row = width * channels
   int64_t channels;
-  const S *image1, *image2;          // [H,W,C]
-  S *map, *d_mu, *d_var, *d_cov;     // forward: SSIM and its derivatives by E[x], E[x²], E[xy]
-  const S* v_map;                    // backward
+  const S *image1, *image2;       // [H,W,C]
+  S *map, *d_mu, *d_var, *d_cov;  // forward: SSIM and its derivatives by E[x], E[x²], E[xy]
+  const S* v_map;                 // backward
   S* v_image1;
 };
 

@@ -16,8 +16,8 @@ template <class S, int L>
 void project(const ProjectArgs<S>& a, int64_t begin, int64_t end) {
   using V = typename Lanes<S, L>::V;
   for (int64_t view = 0; view < a.views; ++view) {
-    const auto v = math::make_view(a.viewmats + 16 * view, a.Ks + 9 * view, a.width, a.height, a.near_plane,
-                                   a.far_plane, a.eps2d);
+    const auto v =
+        math::make_view(a.viewmats + 16 * view, a.Ks + 9 * view, a.width, a.height, a.near_plane, a.far_plane, a.eps2d);
     const int64_t at = view * a.n;
     for (int64_t i = begin; i < end; i += L) {
       const int64_t count = end - i < L ? end - i : L;
@@ -40,9 +40,8 @@ void project(const ProjectArgs<S>& a, int64_t begin, int64_t end) {
       const V rx = math::sqrt(V(level * cov_a)), ry = math::sqrt(V(level * cov_c));
       const auto visible = (g.p[2] > v.near_plane) & (g.p[2] < v.far_plane) & (opacity[0] >= S(math::kAlphaMin)) &
                            (det > S(0)) & math::finite(conic[0]) & math::finite(conic[1]) & math::finite(conic[2]) &
-                           math::finite(rx) & math::finite(ry) & math::finite(opacity[0]) &
-                           (mean2d[0] + rx > S(0)) & (mean2d[0] - rx < v.width) & (mean2d[1] + ry > S(0)) &
-                           (mean2d[1] - ry < v.height);
+                           math::finite(rx) & math::finite(ry) & math::finite(opacity[0]) & (mean2d[0] + rx > S(0)) &
+                           (mean2d[0] - rx < v.width) & (mean2d[1] + ry > S(0)) & (mean2d[1] - ry < v.height);
 
       V depth = g.p[2];
       const V zero = {};

@@ -13,7 +13,7 @@ using namespace gsfields::cpu;
 constexpr int kHalf = kSsimWindow / 2;
 
 // exp(-k²/(2·1.5²)), normalised over k = -5..5; entry |k|.
-constexpr double kSsimTaps[kHalf + 1] = {0.26601172486179436, 0.2130055377112537,  0.10936068950970002,
+constexpr double kSsimTaps[kHalf + 1] = {0.26601172486179436, 0.2130055377112537,   0.10936068950970002,
                                          0.03600077212843083, 0.007598758135239185, 0.00102838008447911};
 
 // out[i] = sum_k tap(k) in[i + k·step], `in` being readable 5·step to either side.
@@ -78,7 +78,7 @@ void ssim_rows(const SsimArgs<S>& a, int64_t begin, int64_t end, void* scratch) 
     filter(s.rows + (y - begin + kHalf) * s.stride, s.stride, s.stride, s.result);
     const int64_t row = s.row, at = y * row;
     const S *m1 = s.result, *m2 = m1 + row, *e11 = m2 + row, *e22 = e11 + row, *e12 = e22 + row;
-    S *__restrict__ map = a.map + at, *__restrict__ d_mu = a.d_mu + at, *__restrict__ d_var = a.d_var + at;
+    S* __restrict__ map = a.map + at, * __restrict__ d_mu = a.d_mu + at, * __restrict__ d_var = a.d_var + at;
     S* __restrict__ d_cov = a.d_cov + at;
     for (int64_t i = 0; i < row; ++i) {
       const S mu1 = m1[i], mu2 = m2[i];

@@ -147,8 +147,7 @@ void finish_geometry(const BlendInput<S>& in, const S* moments, const BlendGrads
 
 }  // namespace
 
-void parallel_ranges(const Threads& threads, int64_t n, int64_t grain,
-                     const std::function<void(int64_t, int64_t)>& f) {
+void parallel_ranges(const Threads& threads, int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& f) {
   const int64_t items = (n + grain - 1) / grain, workers = std::min<int64_t>(threads.count, items);
   if (workers <= 1) {
     if (n > 0) f(0, n);
@@ -178,8 +177,7 @@ void blend(const BlendInput<S>& in, S* image, S* transmittance, int32_t* used, c
 }
 
 template <class S>
-void blend_backward(const BlendInput<S>& in, const int32_t* used, const BlendGrads<S>& grads,
-                    const Threads& threads) {
+void blend_backward(const BlendInput<S>& in, const int32_t* used, const BlendGrads<S>& grads, const Threads& threads) {
   const Kernels<S>& kernel = kernels().of<S>();
   const int64_t tiles = int64_t(tiles_along(in.width)) * tiles_along(in.height), pixels = int64_t(in.width) * in.height;
   const bool geometry = grads.v_means2d != nullptr;

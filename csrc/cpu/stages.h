@@ -18,8 +18,7 @@ struct Threads {
 };
 
 // Calls f(begin, end) on disjoint ranges that cover [0, n), each a multiple of `grain` long except the last.
-void parallel_ranges(const Threads& threads, int64_t n, int64_t grain,
-                     const std::function<void(int64_t, int64_t)>& f);
+void parallel_ranges(const Threads& threads, int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& f);
 
 // Tile lists of `views` images: for each tile the visible Gaussians that reach it, front to back, ties by index.
 // A depth sort, then a counting sort into tiles.
@@ -63,10 +62,10 @@ struct BlendInput {
 
 template <class S>
 struct BlendGrads {
-  const S *v_image, *v_transmittance;                       // [B,H,W,C] [B,H,W]
-  S *v_values;                                              // as values, or null
-  S *v_means2d, *v_conics, *v_opacities;                    // as the inputs, or all null
-  S *absgrad;                                               // [B,N,2] or null
+  const S *v_image, *v_transmittance;     // [B,H,W,C] [B,H,W]
+  S* v_values;                            // as values, or null
+  S *v_means2d, *v_conics, *v_opacities;  // as the inputs, or all null
+  S* absgrad;                             // [B,N,2] or null
 };
 
 template <class S>
