@@ -9,7 +9,7 @@ every Python 3. Compiling is left to ninja: in parallel, and only what changed. 
 GSFIELDS_CUDA        0: no CUDA library; 1: fail if it cannot be built; unset: build it where possible
 GSFIELDS_CUDA_ARCHS  compute capabilities, for example "80;90" (default: CUDA_ARCHS below)
 GSFIELDS_WERROR      1: compiler warnings are errors (`make test` sets it)
-CXX, CXXFLAGS        another C++ compiler; flags appended to ours, for example -g
+CXX, CXXFLAGS        another C++ compiler; flags appended to ours: -g gives line numbers, also of CUDA kernels
 """
 
 import importlib.util
@@ -202,7 +202,8 @@ def build_libraries(nvcc: str | None) -> None:
         f"-ffile-prefix-map={headers}=torch"  # no path of this machine in the messages of torch's macros
     )
     libs = [f"-L{torch / 'lib'}", "-ltorch_cpu"]
-    base = [*cxx, *CXXFLAGS, *WARNINGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
+    extra = shlex.split(os.environ.get("CXXFLAGS", ""))
+    base = [*cxx, *CXXFLAGS, *WARNINGS, *extra]
 
     objects = [ninja.compile(source, [*base, *torch_flags, anonymous]) for source in sources("csrc/*.cpp")]
     objects += cpu_objects(ninja, base)
@@ -210,11 +211,16 @@ def build_libraries(nvcc: str | None) -> None:
     if nvcc:
         # nvcc passes .cpp files and the link on to the host compiler, adding its own headers and libcudart.
         host = [nvcc, f"-ccbin={cxx[0]}", "-std=c++20", "-O3", f"-Xcompiler={','.join(CXXFLAGS[2:])}"]
-        device = [*host, "-Icsrc", "--threads=0", "-lineinfo", *gencode_flags()]
+        # Registers that spill to memory and stack frames are warnings, so errors where warnings are.
+        resources = "-Xptxas=-warn-spills,-warn-lmem-usage"
+        lines = ["-lineinfo"] if "-g" in extra else []  # which names the folder of the sources
+        device = [*host, "-Icsrc", "--threads=0", resources, *lines, *gencode_flags()]
         binding = [*host, f"-Xcompiler={','.join([*WARNINGS, anonymous])}", "-DUSE_CUDA", *torch_flags]
         objects = [ninja.compile(source, device) for source in sources("csrc/cuda/*.cu")]
         objects += [ninja.compile(source, binding) for source in sources("csrc/cuda/*.cpp")]
-        ninja.link("_cuda.so", [nvcc, "-shared", "-cudart=static", "-Xlinker=-z,defs"], objects, libs)
+        # No device code is left to link; that step would only record this machine's folders.
+        linker = [nvcc, "-shared", "-nodlink", "-cudart=static", "-Xlinker=-z,defs"]
+        ninja.link("_cuda.so", linker, objects, libs)
     ninja.run()
 
 

@@ -76,8 +76,8 @@ class Like {
   // The same for index tensors.
   Tensor integers(const Tensor& t, const char* name, ScalarType dtype, std::initializer_list<Dim> dims) const {
     check_shape(t, name, dims);
-    check(t.scalar_type() == dtype, name, " has dtype ", torch::headeronly::toString(t.scalar_type()),
-          ", but must be ", torch::headeronly::toString(dtype));
+    check(t.scalar_type() == dtype, name, " has dtype ", torch::headeronly::toString(t.scalar_type()), ", but must be ",
+          torch::headeronly::toString(dtype));
     return on_device(t, name);
   }
 

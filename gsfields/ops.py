@@ -24,7 +24,25 @@ if not _LIBRARY.exists():
         f"{_LIBRARY.name} is missing next to gsfields/ops.py: build it with `pip install .` or `make build`"
     )
 torch.ops.load_library(str(_LIBRARY))
+_CUDA_LIBRARY = _LIBRARY.with_name("_cuda.so")
+if torch.version.cuda and _CUDA_LIBRARY.exists():
+    torch.ops.load_library(str(_CUDA_LIBRARY))
 _ops = torch.ops.gsfields
+
+
+def _refuse_cuda(op: str) -> None:
+    """Makes an op that has no CUDA kernel say so in one sentence."""
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"gsfields::{op}", "CUDA"):
+        return
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise NotImplementedError(f"{op} has no CUDA kernel in this build; move the tensors to the CPU")
+
+    torch.library.impl(f"gsfields::{op}", "cuda", refuse)
+
+
+for _op in ("project", "spherical_harmonics", "bin_tiles", "blend", "ssim"):
+    _refuse_cuda(_op)
 
 
 # ---- instruction sets -----------------------------------------------------------------------------------------
@@ -108,6 +126,9 @@ def project(
         1/255, rounded up. A culled Gaussian has zeros everywhere and zero gradients.
 
     Differentiable in means, quats, scales, opacities and viewmats.
+
+    A camera that is not finite, has a focal length that is not positive, or has skew raises ValueError on the
+    CPU. On a GPU the host does not wait to read the cameras: there everything is culled in such a view.
     """
     return _ops.project(
         means, quats, scales, opacities, viewmats, Ks, width, height, near, far, eps2d, antialiased
@@ -128,9 +149,9 @@ def _(means, quats, scales, opacities, viewmats, Ks, width, height, near, far, e
 
 
 @torch.library.register_fake("gsfields::project_backward")
-def _(
+def _(  # type: ignore[no-untyped-def]
     means, quats, scales, opacities, viewmats, Ks, radii, v_means2d, v_depths, v_conics, v_opacities2d, *rest
-):  # type: ignore[no-untyped-def]
+):
     return tuple(t.new_empty(t.shape) for t in (means, quats, scales, opacities, viewmats))
 
 
@@ -361,6 +382,8 @@ def _ssim_setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _ssim_backward(ctx, v_map, *_unused):  # type: ignore[no-untyped-def]
+    if v_map is None:
+        return None, None
     if ctx.needs_input_grad[1]:
         raise ValueError("image2 requires a gradient, but ssim_map is differentiable in image1 only")
     return _ops.ssim_backward(*ctx.saved_tensors, v_map), None

@@ -120,6 +120,22 @@ def test_wheel_fits_every_python(build: ModuleType):
     assert (python, abi) == ("py3", "none") and platform != "any"
 
 
+@pytest.mark.slow
+def test_cuda_kernels_stay_in_registers(build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """No kernel needs memory for what its registers cannot hold, on any architecture."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed")
+    monkeypatch.delenv("GSFIELDS_CUDA_ARCHS", raising=False)
+    for source in sorted(ROOT.glob("csrc/cuda/*.cu")):
+        flags = ["-std=c++20", "-O3", "-Xptxas=-v", "--threads=0", *build.gencode_flags()]
+        command = ["nvcc", *flags, "-c", str(source), "-o", str(tmp_path / "kernels.o")]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        needs = re.findall(
+            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report
+        )
+        assert len(needs) >= 7 and set(needs) == {("0", "0", "0")}, report
+
+
 # ---------------------------------------------------------------------------------------------- how it builds
 
 

@@ -1,7 +1,6 @@
 // Projection and spherical harmonics over a range of Gaussians. Included by isa.cpp.
 #pragma once
 
-#include "../math/bounds.h"
 #include "../math/projection.h"
 #include "../math/sh.h"
 #include "kernels.h"
@@ -28,35 +27,14 @@ void project(const ProjectArgs<S>& a, int64_t begin, int64_t end) {
       load_rows<V, 1>(a.opacities, i, end, opacity);
       const auto g = math::make_splat(v, mean, quat, scale);
 
-      const V rz = 1 / g.p[2];
-      V mean2d[2] = {v.fx * g.p[0] * rz + v.cx, v.fy * g.p[1] * rz + v.cy};
-      const V cov_a = g.cov_a + a.eps2d, cov_c = g.cov_c + a.eps2d, det = cov_a * cov_c - g.cov_b * g.cov_b;
-      const V inv_det = 1 / det;
-      V conic[3] = {cov_c * inv_det, -g.cov_b * inv_det, cov_a * inv_det};
-      if (a.antialiased) opacity[0] *= math::compensation(g, a.eps2d);
-
-      // Half extents of the ellipse alpha >= 1/255, which lie on the covariance's diagonal.
-      const V level = math::ellipse_level(opacity[0]);
-      const V rx = math::sqrt(V(level * cov_a)), ry = math::sqrt(V(level * cov_c));
-      const auto visible = (g.p[2] > v.near_plane) & (g.p[2] < v.far_plane) & (opacity[0] >= S(math::kAlphaMin)) &
-                           (det > S(0)) & math::finite(conic[0]) & math::finite(conic[1]) & math::finite(conic[2]) &
-                           math::finite(rx) & math::finite(ry) & math::finite(opacity[0]) & (mean2d[0] + rx > S(0)) &
-                           (mean2d[0] - rx < v.width) & (mean2d[1] + ry > S(0)) & (mean2d[1] - ry < v.height);
-
-      V depth = g.p[2];
-      const V zero = {};
-      for (V& x : mean2d) x = math::select(visible, x, zero);
-      for (V& x : conic) x = math::select(visible, x, zero);
-      depth = math::select(visible, depth, zero), opacity[0] = math::select(visible, opacity[0], zero);
-      store_rows<V, 2>(a.means2d, at + i, count, mean2d);
-      store_rows<V, 1>(a.depths, at + i, count, &depth);
-      store_rows<V, 3>(a.conics, at + i, count, conic);
-      store_rows<V, 1>(a.opacities2d, at + i, count, opacity);
-      for (int64_t l = 0; l < count; ++l) {
-        int32_t* radii = a.radii + 2 * (at + i + l);
-        radii[0] = visible[l] ? int32_t(math::min(math::ceil(S(rx[l])), S(1 << 30))) : 0;
-        radii[1] = visible[l] ? int32_t(math::min(math::ceil(S(ry[l])), S(1 << 30))) : 0;
-      }
+      math::Projected<V> out;
+      math::project(v, g, opacity[0], a.antialiased, out);
+      store_rows<V, 2>(a.means2d, at + i, count, out.mean2d);
+      store_rows<V, 1>(a.depths, at + i, count, &out.depth);
+      store_rows<V, 3>(a.conics, at + i, count, out.conic);
+      store_rows<V, 1>(a.opacities2d, at + i, count, &out.opacity);
+      for (int64_t l = 0; l < count; ++l)
+        for (int k = 0; k < 2; ++k) a.radii[2 * (at + i + l) + k] = math::radius(S(out.extent[k][l]));
     }
   }
 }
@@ -116,16 +94,6 @@ void project_backward(const ProjectBackwardArgs<S>& a, int64_t begin, int64_t en
   }
 }
 
-// The unit vector along d; false for a zero or non-finite one.
-template <class S>
-GSF_HD bool unit(const S* d, S* u, S& inv_norm) {
-  const S norm2 = math::dot3(d, d);
-  if (!(norm2 > 0) || !math::finite(norm2)) return false;
-  inv_norm = 1 / math::sqrt(norm2);
-  for (int i = 0; i < 3; ++i) u[i] = d[i] * inv_norm;
-  return true;
-}
-
 template <class S>
 GSF_HD const S* sh_row(const ShArgs<S>& a, int64_t i, int k) {
   return k == 0 ? a.sh0 + i * a.sh0_stride : a.shN + i * a.shN_stride + (k - 1) * a.channels;
@@ -140,7 +108,7 @@ void sh(const ShArgs<S>& a, int64_t begin, int64_t end) {
       for (int64_t d = 0; d < a.channels; ++d) out[d] = 0;
       if (a.masks && !a.masks[at]) continue;
       S u[3] = {}, inv_norm = 0, Y[16];
-      const int degree = unit(a.dirs + 3 * at, u, inv_norm) ? a.degree : 0;
+      const int degree = math::unit(a.dirs + 3 * at, u, inv_norm) ? a.degree : 0;
       math::sh_basis(degree, u[0], u[1], u[2], Y);
       for (int k = 0; k < (degree + 1) * (degree + 1); ++k) {
         const S* c = sh_row(a, i, k);
@@ -163,7 +131,7 @@ void sh_backward(const ShArgs<S>& a, int64_t begin, int64_t end) {
       const S* v = a.v_colors + at * a.channels;
       v_dir[0] = v_dir[1] = v_dir[2] = 0;
       if (a.masks && !a.masks[at]) continue;
-      const bool directed = unit(a.dirs + 3 * at, u, inv_norm);
+      const bool directed = math::unit(a.dirs + 3 * at, u, inv_norm);
       math::sh_basis(directed ? a.degree : 0, u[0], u[1], u[2], Y);
       for (int k = 0; k < (directed ? used : 1); ++k) {
         const S* c = sh_row(a, i, k);
@@ -173,8 +141,7 @@ void sh_backward(const ShArgs<S>& a, int64_t begin, int64_t end) {
       if (!directed) continue;
       S v_unit[3];
       math::sh_direction_grad(a.degree, u[0], u[1], u[2], s, v_unit);
-      const S along = math::dot3(u, v_unit);
-      for (int k = 0; k < 3; ++k) v_dir[k] = (v_unit[k] - u[k] * along) * inv_norm;
+      math::unit_backward(u, inv_norm, v_unit, v_dir);
     }
   }
 }

@@ -27,7 +27,11 @@ GSF_HD Ellipse<T> make_ellipse(T a, T b, T c, T q, T det) {
   const auto closed = det > T{};
   const T zero = {}, one = zero + 1;
   det = select(closed, det, one);
-  return {1 / a, b, a * q, select(closed, det, zero), select(closed, T(-b * sqrt(T(q / (c * det)))), zero),
+  return {1 / a,
+          b,
+          a * q,
+          select(closed, det, zero),
+          select(closed, T(-b * sqrt(T(q / (c * det)))), zero),
           select(closed, sqrt(T(a * q / det)), T(one / zero))};
 }
 

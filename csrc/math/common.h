@@ -69,14 +69,21 @@ GSF_HD T log(T x) {
   }
 }
 #endif
-GSF_HD float sqrt(float x) { return __builtin_sqrtf(x); }
-GSF_HD double sqrt(double x) { return __builtin_sqrt(x); }
-GSF_HD float log(float x) { return __builtin_logf(x); }
-GSF_HD double log(double x) { return __builtin_log(x); }
-GSF_HD float ceil(float x) { return __builtin_ceilf(x); }
-GSF_HD double ceil(double x) { return __builtin_ceil(x); }
-GSF_HD float floor(float x) { return __builtin_floorf(x); }
-GSF_HD double floor(double x) { return __builtin_floor(x); }
+// Scalars. Device code knows no builtins, but has the functions of math.h.
+#if defined(__CUDACC__)
+#define GSF_LIBM(name) ::name
+#else
+#define GSF_LIBM(name) __builtin_##name
+#endif
+GSF_HD float sqrt(float x) { return GSF_LIBM(sqrtf)(x); }
+GSF_HD double sqrt(double x) { return GSF_LIBM(sqrt)(x); }
+GSF_HD float log(float x) { return GSF_LIBM(logf)(x); }
+GSF_HD double log(double x) { return GSF_LIBM(log)(x); }
+GSF_HD float ceil(float x) { return GSF_LIBM(ceilf)(x); }
+GSF_HD double ceil(double x) { return GSF_LIBM(ceil)(x); }
+GSF_HD float floor(float x) { return GSF_LIBM(floorf)(x); }
+GSF_HD double floor(double x) { return GSF_LIBM(floor)(x); }
+#undef GSF_LIBM
 
 // True where x is neither NaN nor infinite.
 template <class T>

@@ -4,6 +4,9 @@
 // The 2D covariance is formed as B Bᵀ with B = J W R(q) diag(s), so it is positive semi-definite in any precision.
 #pragma once
 
+#include <cstdint>
+
+#include "bounds.h"
 #include "common.h"
 
 namespace gsfields::math {
@@ -19,6 +22,15 @@ struct View {
   // from the principal point. Outside, the linearisation of the perspective would blow the Gaussian up.
   S neg_x, pos_x, neg_y, pos_y;
 };
+
+// Whether a view can be projected to: all numbers finite, positive focal lengths, no skew.
+template <class S>
+GSF_HD bool usable_camera(const S* viewmat, const S* K) {
+  bool usable = K[0] > 0 && K[4] > 0 && K[1] == 0 && K[3] == 0;
+  for (int i = 0; i < 16; ++i) usable &= finite(viewmat[i]);
+  for (int i = 0; i < 9; ++i) usable &= finite(K[i]);
+  return usable;
+}
 
 template <class S>
 GSF_HD View<S> make_view(const S* viewmat, const S* K, int width, int height, S near_plane, S far_plane, S eps2d) {
@@ -58,16 +70,16 @@ GSF_HD void rotation_backward(const T* q, const T* G, T* v_q) {
 // Everything between a Gaussian's parameters and its 2D covariance; the backward pass rebuilds it.
 template <class T>
 struct Splat {
-  T p[3];        // centre in the camera frame
-  T unit_q[4];   // normalised quaternion
-  T inv_norm;    // 1 / |q|
-  T Rq[9];       // rotation of the Gaussian, world frame
-  T M[9];        // Rq diag(s)
-  T A[9];        // W M: half covariance in the camera frame
-  T tx, ty;      // x, y clamped to the (enlarged) frustum
-  T j00, j02, j11, j12;  // the Jacobian of the perspective
-  T B[6];        // J A: half covariance in the image
-  T cov_a, cov_b, cov_c; // 2D covariance without eps2d
+  T p[3];                 // centre in the camera frame
+  T unit_q[4];            // normalised quaternion
+  T inv_norm;             // 1 / |q|
+  T Rq[9];                // rotation of the Gaussian, world frame
+  T M[9];                 // Rq diag(s)
+  T A[9];                 // W M: half covariance in the camera frame
+  T tx, ty;               // x, y clamped to the (enlarged) frustum
+  T j00, j02, j11, j12;   // the Jacobian of the perspective
+  T B[6];                 // J A: half covariance in the image
+  T cov_a, cov_b, cov_c;  // 2D covariance without eps2d
 };
 
 template <class T, class S>
@@ -102,6 +114,44 @@ GSF_HD T compensation(const Splat<T>& g, S eps2d) {
   const T det0 = max(T(g.cov_a * g.cov_c - g.cov_b * g.cov_b), T{});
   const T det = (g.cov_a + eps2d) * (g.cov_c + eps2d) - g.cov_b * g.cov_b;
   return sqrt(T(det0 / det));
+}
+
+// One Gaussian in the image; zeros where it is culled.
+template <class T>
+struct Projected {
+  T mean2d[2], depth, conic[3], opacity;
+  T extent[2];  // half extents of the ellipse alpha >= 1/255, pixels
+};
+
+// Returns what is visible: a bool, or a mask of lanes.
+template <class T, class S>
+GSF_HD auto project(const View<S>& v, const Splat<T>& g, T opacity, bool antialiased, Projected<T>& out) {
+  const T rz = 1 / g.p[2];
+  const T x = v.fx * g.p[0] * rz + v.cx, y = v.fy * g.p[1] * rz + v.cy;
+  const T cov_a = g.cov_a + v.eps2d, cov_c = g.cov_c + v.eps2d, det = cov_a * cov_c - g.cov_b * g.cov_b;
+  const T inv_det = 1 / det;
+  const T a = cov_c * inv_det, b = -g.cov_b * inv_det, c = cov_a * inv_det;
+  if (antialiased) opacity *= compensation(g, v.eps2d);
+  // The half extents lie on the covariance's diagonal.
+  const T level = ellipse_level(opacity);
+  const T rx = sqrt(T(level * cov_a)), ry = sqrt(T(level * cov_c));
+  const auto visible = (g.p[2] > v.near_plane) & (g.p[2] < v.far_plane) & (opacity >= S(kAlphaMin)) & (det > S(0)) &
+                       finite(a) & finite(b) & finite(c) & finite(rx) & finite(ry) & finite(opacity) & (x + rx > S(0)) &
+                       (x - rx < v.width) & (y + ry > S(0)) & (y - ry < v.height);
+  const T zero = {};
+  out.mean2d[0] = select(visible, x, zero), out.mean2d[1] = select(visible, y, zero);
+  out.depth = select(visible, g.p[2], zero);
+  out.conic[0] = select(visible, a, zero), out.conic[1] = select(visible, b, zero);
+  out.conic[2] = select(visible, c, zero);
+  out.opacity = select(visible, opacity, zero);
+  out.extent[0] = select(visible, rx, zero), out.extent[1] = select(visible, ry, zero);
+  return visible;
+}
+
+// A scalar half extent as a radius: whole pixels, 0 only for what is culled.
+template <class S>
+GSF_HD int32_t radius(S extent) {
+  return int32_t(min(ceil(extent), S(1 << 30)));
 }
 
 // Gradients arriving at, and leaving, the projection of one Gaussian in one view.

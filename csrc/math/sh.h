@@ -29,6 +29,23 @@ GSF_HD void sh_basis(int degree, S x, S y, S z, S* Y) {
   Y[15] = -c33 * x * (xx - 3 * yy);
 }
 
+// The unit vector along d; false for a zero or non-finite one.
+template <class S>
+GSF_HD bool unit(const S* d, S* u, S& inv_norm) {
+  const S norm2 = dot3(d, d);
+  if (!(norm2 > 0) || !finite(norm2)) return false;
+  inv_norm = 1 / sqrt(norm2);
+  for (int i = 0; i < 3; ++i) u[i] = d[i] * inv_norm;
+  return true;
+}
+
+// The gradient with respect to d, given the gradient v_u with respect to the unit vector u along it.
+template <class S>
+GSF_HD void unit_backward(const S* u, S inv_norm, const S* v_u, S* v_d) {
+  const S along = dot3(u, v_u);
+  for (int i = 0; i < 3; ++i) v_d[i] = (v_u[i] - u[i] * along) * inv_norm;
+}
+
 // Gradient of sum_k s[k] Y[k] with respect to the unit direction, as if x, y, z were free.
 template <class S>
 GSF_HD void sh_direction_grad(int degree, S x, S y, S z, const S* s, S* grad) {
@@ -49,8 +66,8 @@ GSF_HD void sh_direction_grad(int degree, S x, S y, S z, const S* s, S* grad) {
              c31 * (4 * zz - 3 * xx - yy) * s[13] + 2 * c34 * xz * s[14] - 3 * c33 * (xx - yy) * s[15];
   grad[1] += -3 * c33 * (xx - yy) * s[9] + c32 * xz * s[10] - c31 * (4 * zz - xx - 3 * yy) * s[11] -
              6 * c30 * yz * s[12] + 2 * c31 * xy * s[13] - 2 * c34 * yz * s[14] + 6 * c33 * xy * s[15];
-  grad[2] += c32 * xy * s[10] - 8 * c31 * yz * s[11] + 3 * c30 * (2 * zz - xx - yy) * s[12] -
-             8 * c31 * xz * s[13] + c34 * (xx - yy) * s[14];
+  grad[2] += c32 * xy * s[10] - 8 * c31 * yz * s[11] + 3 * c30 * (2 * zz - xx - yy) * s[12] - 8 * c31 * xz * s[13] +
+             c34 * (xx - yy) * s[14];
 }
 
 }  // namespace gsfields::math
