@@ -132,11 +132,11 @@ GSF_HD int block_list(const uint64_t* masks, int count, int block, int32_t* list
   return n;
 }
 
-// One pixel per lane: position, transmittance so far, and whether it still accepts Gaussians.
+// One pixel per lane: position, transmittance so far, and the same again or 0 once the pixel accepts no more Gaussians
+// (or lies outside the image).
 template <class S, int L>
 struct Pixels {
-  typename Lanes<S, L>::V x, y, T;
-  typename Lanes<S, L>::M alive;
+  typename Lanes<S, L>::V x, y, T, live;
 };
 
 template <class S, int L>
@@ -146,7 +146,7 @@ GSF_HD Pixels<S, L> start_pixels(const TileGeometry<S, L>& tile, int block) {
   for (int l = 0; l < L; ++l) {
     const int x = block % B::columns * B::width + l % B::width, y = block / B::columns * B::height + l / B::width;
     p.x[l] = S(tile.x0 + x) + S(0.5), p.y[l] = S(tile.y0 + y) + S(0.5);
-    p.alive[l] = x < tile.pixels_x && y < tile.pixels_y ? -1 : 0;
+    p.live[l] = x < tile.pixels_x && y < tile.pixels_y ? S(1) : S(0);
     p.T[l] = 1;
   }
   return p;
@@ -164,18 +164,17 @@ GSF_HD int march(const Entry<S>* entries, const int32_t* list, int count, Pixels
     const V dx = p.x - e.x, dy = p.y - e.y;
     const V power = dx * (e.a * dx + e.b * dy) + e.c * dy * dy;
     const V alpha = math::min(V(e.opacity * exp_negative(power)), V(zero + S(math::kAlphaMax)));
-    auto hit = p.alive & (alpha >= S(math::kAlphaMin)) & (power >= S(0));
-    const V next = p.T * (1 - alpha);
-    const auto stop = hit & (next <= S(math::kTransmittanceMin));
-    p.alive &= ~stop;
-    hit &= ~stop;
-    weights[n] = hit ? alpha * p.T : zero;
-    if constexpr (kKeep) alphas[n] = hit ? alpha : zero, Ts[n] = p.T;
+    const V kept = (alpha >= S(math::kAlphaMin)) & (power >= S(0)) ? alpha : zero;
+    const V next = p.live * (1 - kept);
+    const auto stop = next <= S(math::kTransmittanceMin);  // now, or earlier: then live and next are 0
+    const V weight = stop ? zero : kept * p.live;
+    weights[n] = weight;
+    if constexpr (kKeep) alphas[n] = stop ? zero : kept, Ts[n] = p.live;
     survivors[n] = list[k];
-    p.T = hit ? next : p.T;
-    n += any(hit);
-    // Only a stop can end the block.
-    if (any(stop) && !any(p.alive)) break;
+    p.T = stop ? p.T : next;
+    p.live = stop ? zero : next;
+    n += any(weight > zero);
+    if (k % 4 == 3 && !any(p.live > zero)) break;  // testing each time costs more than it saves
   }
   return n;
 }
@@ -234,7 +233,7 @@ void blend_tile(const BlendArgs<S>& a, int64_t tile_index, void* scratch) {
       Pixels<S, L> p = s.pixels[block];
       const int n = march<false>(s.entries, s.list, listed, p, s.survivors, s.weights, s.weights, s.weights);
       s.pixels[block] = p;
-      if (!any(p.alive)) open &= ~(uint64_t(1) << block);
+      if (!any(p.live > V{})) open &= ~(uint64_t(1) << block);
       if (n == 0) continue;
       used = math::max(used, first - begin + s.survivors[n - 1] + 1);
       V* sums = s.sums + block * C;
