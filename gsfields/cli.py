@@ -32,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ) as error:
         print(f"gsfields {args.name}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, say `head`, has seen enough
+        sys.stderr.close()
+        return 0
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130

@@ -67,7 +67,7 @@ class OptimConfig:
     scales_lr: float = _doc(5e-3, "logarithms of the scales", low=0)
     opacities_lr: float = _doc(5e-2, "logits of the opacities", low=0)
     sh0_lr: float = _doc(2.5e-3, "SH coefficient of degree 0", low=0)
-    shN_lr: float = _doc(5e-4, "the other SH coefficients", low=0)
+    shN_lr: float = _doc(2.5e-3, "the other SH coefficients", low=0)
     means_decay: float = _doc(0.01, "rate of the centres at the end, relative to the start", low=1e-6, high=1)
     decay: float = _doc(0.1, "rate of everything else at the end, relative to the start", low=1e-6, high=1)
 
@@ -78,20 +78,17 @@ class DensifyConfig:
 
     strategy: Literal["ranked", "mcmc", "gsplat", "none"] = _doc(
         "ranked",
-        "ranked: clone and split those with the largest image-plane gradients, prune the faint; "
+        "ranked: split those with the largest image-plane gradients, prune the faint; "
         "mcmc: move the dead onto the living and add noise; "
         "gsplat: its DefaultStrategy (needs gsplat); none: a fixed set",
     )
     max_gaussians: int = _doc(60_000, "never more Gaussians than this", low=1)
-    growth: float = _doc(0.1, "share of the Gaussians that one round may add", low=0, high=1)
+    growth: float = _doc(0.2, "share of the Gaussians that one round may add", low=0, high=1)
     refine_every: int = _doc(100, "steps between two rounds", low=1)
     refine_start: float = _doc(0.05, "share of the run after which rounds begin", low=0, high=1)
     refine_stop: float = _doc(0.6, "share of the run after which they end", low=0, high=1)
     prune_opacity: float = _doc(
         0.005, "a Gaussian fainter than this is dead: pruned (ranked) or moved (mcmc)", low=0, high=1
-    )
-    split_scale: float = _doc(
-        0.01, "ranked: split rather than clone above this scale, times the extent", low=0
     )
     prune_scale: float = _doc(0.5, "ranked: prune above this scale, times the extent", low=0)
     noise: float = _doc(5e5, "mcmc: strength of the noise on the centres, times their learning rate", low=0)

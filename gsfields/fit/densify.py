@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from gsfields.rendering import Plan
 
 _SPLIT_SHRINK = 1.6  # 3DGS: the two halves of a split Gaussian have its scales divided by 0.8 x 2
-_MIN_SPLIT_RADIUS = (
-    3  # pixels; thinner Gaussians are cloned, since a part of a pixel cannot be resolved further
-)
 _MAX_COPIES = 51  # 3DGS-MCMC evaluates its binomial sum up to this many Gaussians in one place
 
 
@@ -60,12 +57,12 @@ class Strategy:
 
 
 class Ranked(Strategy):
-    """Adaptive density control by rank, with a budget and without opacity resets.
+    """Density control by rank, with a budget and without opacity resets.
 
-    Each round removes faint, huge and never visible Gaussians, then lets the given share of the rest, those
-    with the largest mean |dL/dmeans2d| (absgrad: Ye et al. 2024, AbsGS), be cloned if small and split if
-    large (Kerbl et al. 2023, section 5.2). Ranks need no threshold, whose right value depends on the image
-    size.
+    Each round removes faint, huge and never visible Gaussians, then splits the given share, those with the
+    largest mean |dL/dmeans2d| (absgrad: Ye et al. 2024, AbsGS). Ranks need no threshold, whose right value
+    depends on the image size. 3DGS clones instead of splitting what is small in the world; splitting
+    everything gave 2 dB more on an object at 200 x 200 and 0.1 dB more on photographs, at equal counts.
     """
 
     absgrad = True
@@ -74,69 +71,58 @@ class Ranked(Strategy):
         super().__init__(config, extent)
         self.gradient = torch.zeros(0)  # [N] sum over visits of |dL/dmeans2d|
         self.visits = torch.zeros(0)  # [N] steps in which the Gaussian was on screen
-        self.radius = torch.zeros(0)  # [N] its largest radius there, pixels
 
     @torch.no_grad()
     def observe(self, plan: Plan) -> None:
         assert plan.absgrad is not None  # rendered with absgrad=True
         n = plan.radii.shape[-2]
         if len(self.gradient) != n:
-            self.gradient, self.visits, self.radius = torch.zeros(n), torch.zeros(n), torch.zeros(n)
-        radius = plan.radii.reshape(-1, n, 2).amax(dim=(0, 2)).float()
-        self.gradient += plan.absgrad.reshape(-1, n, 2).norm(dim=-1).sum(dim=0)
-        self.visits += radius > 0
-        torch.maximum(self.radius, radius, out=self.radius)
+            self.gradient, self.visits = torch.zeros(n), torch.zeros(n)
+        self.gradient += plan.absgrad.norm(dim=-1).sum(dim=0)
+        self.visits += (plan.radii > 0).all(dim=-1).sum(dim=0)
 
     @torch.no_grad()
     def update(self, parameters: Parameters, step: int, refine: bool, generator: torch.Generator) -> None:
         if not refine or len(self.gradient) != len(parameters):
             return
-        largest = parameters.gaussians.scales.amax(dim=1)
-        dead = parameters.gaussians.opacities < self.config.prune_opacity
-        dead |= largest > self.config.prune_scale * self.extent
+        gaussians = parameters.gaussians
+        dead = gaussians.opacities < self.config.prune_opacity
+        dead |= gaussians.scales.amax(dim=1) > self.config.prune_scale * self.extent
         dead |= self.visits == 0
-        if bool(dead.all()):  # a black image or a diverged fit: nothing sensible to keep, so keep all
+        if bool(dead.all()):  # black images or a diverged fit: there is nothing sensible to keep, so keep all
             dead[:] = False
-        budget = min(int(self.config.growth * len(dead)), self.config.max_gaussians - int((~dead).sum()))
+        living = int((~dead).sum())
+        budget = max(0, min(int(self.config.growth * living), self.config.max_gaussians - living))
         score = self.gradient / self.visits.clamp(min=1)
-        score[dead] = -1
-        grown = score.topk(max(budget, 0)).indices if budget > 0 else torch.zeros(0, dtype=torch.int64)
-        grown = grown[score[grown] > 0]
-        large = (largest[grown] > self.config.split_scale * self.extent) & (
-            self.radius[grown] >= _MIN_SPLIT_RADIUS
-        )
-        grow(parameters, keep=~dead, clone=grown[~large], split=grown[large], generator=generator)
+        score[dead] = 0
+        chosen = score.topk(budget).indices
+        split(parameters, keep=~dead, chosen=chosen[score[chosen] > 0], generator=generator)
         self.gradient = torch.zeros(0)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"gradient": self.gradient, "visits": self.visits, "radius": self.radius}
+        return {"gradient": self.gradient, "visits": self.visits}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.gradient, self.visits, self.radius = (state[k].clone() for k in ("gradient", "visits", "radius"))
+        self.gradient, self.visits = state["gradient"].clone(), state["visits"].clone()
 
 
-def grow(
-    parameters: Parameters, *, keep: Tensor, clone: Tensor, split: Tensor, generator: torch.Generator
-) -> None:
-    """Remove the Gaussians not in `keep` (bool [N]), append a copy of those in `clone` and replace those in
-    `split`.
+def split(parameters: Parameters, *, keep: Tensor, chosen: Tensor, generator: torch.Generator) -> None:
+    """Remove the Gaussians not in `keep` (bool [N]) and replace each in `chosen` (integers [M]) by two.
 
-    A clone lies where its original does, and the gradient parts the two. A split Gaussian gives two of 1/1.6
-    its size, drawn from it (Kerbl et al. 2023, section 5.2). New Gaussians start with zero moments.
+    The two have 1/1.6 of its scales, its opacity and colour, centres drawn from it (Kerbl et al. 2023, section
+    5.2) and no moments.
     """
     keep = keep.clone()
-    keep[split] = False
+    keep[chosen] = False
     kept = keep.nonzero()[:, 0]
-    index = torch.cat((kept, clone, split, split))
+    index = torch.cat((kept, chosen, chosen))
     fresh = torch.arange(len(index)) >= len(kept)
     means = parameters.values["means"].detach()[index]
     log_scales = parameters.values["log_scales"].detach()[index]
-    halves = slice(len(kept) + len(clone), None)
-    if len(split):
-        rotations = rotation_matrices(parameters.values["quats"].detach()[index[halves]])
-        normal = torch.randn(2 * len(split), 3, generator=generator)
-        means[halves] += (rotations @ (log_scales[halves].exp() * normal)[..., None])[..., 0]
-        log_scales[halves] -= math.log(_SPLIT_SHRINK)
+    rotations = rotation_matrices(parameters.values["quats"].detach()[index[fresh]])
+    offsets = log_scales[fresh].exp() * torch.randn(2 * len(chosen), 3, generator=generator)
+    means[fresh] += (rotations @ offsets[..., None])[..., 0]
+    log_scales[fresh] -= math.log(_SPLIT_SHRINK)
     parameters.gather(index, fresh, {"means": means, "log_scales": log_scales})
 
 
@@ -252,7 +238,6 @@ class Gsplat(Strategy):
             ) from None
         self.rule = DefaultStrategy(
             prune_opa=config.prune_opacity,
-            grow_scale3d=config.split_scale,
             refine_every=1,
             refine_stop_iter=self._never,
             reset_every=self._never,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -120,13 +121,20 @@ class Trainer:
         clock = _Clock(self.seconds)
         ended = "done"
         checkpoint: Path | None = None
-        with _interrupts() as interrupted, tqdm(total=total, initial=self.step, disable=not progress) as bar:
+        # a terminal is redrawn often; a log file gets a line now and then
+        bar = tqdm(
+            total=total,
+            initial=self.step,
+            disable=not progress,
+            mininterval=0.2 if sys.stderr.isatty() else 10,
+        )
+        with _interrupts() as interrupted, bar:
             while self.step < total:
                 loss, psnr = self.train_step()
                 self.seconds = clock()
                 bar.update()
                 bar.set_postfix(
-                    loss=f"{loss:.4f}", psnr=f"{psnr:.2f}", count=len(self.parameters), refresh=False
+                    loss=f"{loss:.4f}", psnr=f"{psnr:.2f}", count=str(len(self.parameters)), refresh=False
                 )
                 if not math.isfinite(loss):
                     raise FloatingPointError(
