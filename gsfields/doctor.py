@@ -75,7 +75,7 @@ def examine() -> list[Finding]:
 
 
 def _torch(torch: ModuleType | Exception) -> Finding:
-    install = "pip install torch (a CPU build is smaller: --index-url https://download.pytorch.org/whl/cpu)"
+    install = "pip install torch (its CPU build is much smaller, see https://pytorch.org/get-started/locally)"
     if isinstance(torch, Exception):
         return Finding("torch", f"cannot be imported: {_sentence(torch)}", False, install)
     detail = f"{torch.__version__}, CUDA {torch.version.cuda or 'not included'}"

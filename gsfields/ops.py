@@ -162,6 +162,8 @@ def _project_setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _project_backward(ctx, v_means2d, v_depths, v_conics, v_opacities2d, _v_radii):  # type: ignore[no-untyped-def]
+    if ctx.needs_input_grad[5]:
+        raise ValueError("Ks requires a gradient, but project is not differentiable in Ks")
     *inputs, radii = ctx.saved_tensors
     grads = _ops.project_backward(*inputs, radii, v_means2d, v_depths, v_conics, v_opacities2d, *ctx.settings)
     return *grads, *([None] * 7)

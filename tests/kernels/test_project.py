@@ -168,3 +168,10 @@ def test_zero_scale_is_a_point_widened_by_eps2d(backend):
     # Without eps2d there is nothing to draw; with antialiasing the point has no area.
     assert (ops.project(*backend.move(scene).args, eps2d=0.0)[-1][0, 0] == 0).all()
     assert (ops.project(*backend.move(scene).args, antialiased=True)[-1][0, 0] == 0).all()
+
+
+def test_a_gradient_to_Ks_is_refused_rather_than_left_out(backend):
+    scene = backend.move(random_scene(5, 33, 21, seed=12)).requires_grad_("Ks")
+    means2d = ops.project(*scene.args)[0]
+    with pytest.raises(ValueError, match=r"^Ks requires a gradient"):
+        means2d.sum().backward()
