@@ -108,6 +108,9 @@ class FitConfig:
     coarse_scale: float = _doc(
         0.5, "size of the images in that part, relative to the full size", low=0.05, high=1
     )
+    near: float = _doc(
+        0.01, "nearest depth drawn, world units; lower it for scenes of a small scale", low=1e-9
+    )
     antialiased: bool = _doc(
         False, "compensate the opacity of Gaussians thinner than a pixel (Mip-Splatting)"
     )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from gsfields import config as configuration
@@ -19,9 +18,8 @@ from gsfields.evaluate.image import ImageScores
 from gsfields.files import written_whole
 from gsfields.fit.checkpoint import Checkpoint, list_checkpoints, remove_run
 from gsfields.fit.scene import open_dataset
-from gsfields.fit.trainer import Outcome, Trainer, evaluate_views, evaluation_background
+from gsfields.fit.trainer import Outcome, Trainer, evaluate_views, render_view
 from gsfields.gaussians import Gaussians
-from gsfields.rendering import render
 
 Overrides = Iterable[tuple[str, str | None]]
 _RESUME_FIELDS = {"max_minutes", "fit.max_minutes"}  # may change without changing what the run computes
@@ -97,7 +95,7 @@ def render_run(
         named = [
             (f"{i:04d}", camera) for i, camera in enumerate(_camera_path(path, frames, checkpoint, dataset))
         ]
-    images = _renderings(checkpoint, [camera for _, camera in named])
+    images = (render_view(checkpoint.gaussians, camera, checkpoint.config).color for _, camera in named)
     if out.suffix.lower() == ".mp4":
         out.parent.mkdir(parents=True, exist_ok=True)
         return out, pictures.save_video(images, out, fps=fps)
@@ -144,19 +142,13 @@ def demo(scene: str | None, run: str | Path, overrides: Overrides = ()) -> tuple
     return outcome, sheet
 
 
-@torch.no_grad()
 def comparison(checkpoint: Checkpoint, dataset: Dataset, rows: int = 4) -> Tensor:
     """A contact sheet of held-out views (or else training views): photograph, rendering, depth."""
     views = dataset.test_views() or dataset.train_views()
     chosen = [views[i * len(views) // min(rows, len(views))] for i in range(min(rows, len(views)))]
     table = []
     for view in chosen:
-        rendering = render(
-            checkpoint.gaussians,
-            view.camera,
-            background=evaluation_background(checkpoint.config),
-            antialiased=checkpoint.config.fit.antialiased,
-        )
+        rendering = render_view(checkpoint.gaussians, view.camera, checkpoint.config)
         depth = pictures.depth_colors(rendering.depth, rendering.alpha)
         table.append([view.image(), rendering.color, depth])
     return pictures.contact_sheet(table, ["photograph", "rendering", "depth"])
@@ -186,11 +178,3 @@ def _camera_path(path: str, frames: int, checkpoint: Checkpoint, dataset: Datase
     else:
         cameras = paths.around_box(checkpoint.gaussians.means)
     return {"views": paths.between, "orbit": paths.orbit, "spiral": paths.spiral}[path](cameras, frames)
-
-
-@torch.no_grad()
-def _renderings(checkpoint: Checkpoint, cameras: list[Camera]) -> Iterator[Tensor]:
-    background = evaluation_background(checkpoint.config)
-    for camera in cameras:
-        antialiased = checkpoint.config.fit.antialiased
-        yield render(checkpoint.gaussians, camera, background=background, antialiased=antialiased).color

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from gsfields.camera import Camera
 from gsfields.config import Config
 from gsfields.data.dataset import Dataset, View
 from gsfields.evaluate.image import ImageScores, score
@@ -28,7 +29,7 @@ from gsfields.fit.scene import COLORS, Photographs, initial_gaussians
 from gsfields.fit.schedule import Schedule, ViewOrder
 from gsfields.gaussians import Gaussians
 from gsfields.losses import photometric
-from gsfields.rendering import render
+from gsfields.rendering import Rendering, render
 
 
 class _Stateful(Protocol):
@@ -92,6 +93,7 @@ class Trainer:
             camera,
             background=background,
             sh_degree=self.schedule.sh_degree(step),
+            near=config.fit.near,
             antialiased=config.fit.antialiased,
             absgrad=self.strategy.absgrad,
         )
@@ -218,18 +220,23 @@ class Trainer:
 
 
 @torch.no_grad()
+def render_view(gaussians: Gaussians, camera: Camera, config: Config) -> Rendering:
+    """Render a camera as the run of `config` shows its results."""
+    return render(
+        gaussians,
+        camera,
+        background=evaluation_background(config),
+        near=config.fit.near,
+        antialiased=config.fit.antialiased,
+    )
+
+
 def evaluate_views(gaussians: Gaussians, views: list[View], config: Config) -> ImageScores:
     """Render `views` as the run of `config` does and score them."""
-    background = evaluation_background(config)
-
-    def renderings() -> Iterator[tuple[str, Tensor, Tensor, Tensor | None]]:
-        for view in views:
-            rendering = render(
-                gaussians, view.camera, background=background, antialiased=config.fit.antialiased
-            )
-            yield view.name, rendering.color, view.image(), view.mask()
-
-    return score(renderings())
+    return score(
+        (view.name, render_view(gaussians, view.camera, config).color, view.image(), view.mask())
+        for view in views
+    )
 
 
 def evaluation_background(config: Config) -> Tensor:
