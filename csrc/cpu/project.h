@@ -99,51 +99,79 @@ GSF_HD const S* sh_row(const ShArgs<S>& a, int64_t i, int k) {
   return k == 0 ? a.sh0 + i * a.sh0_stride : a.shN + i * a.shN_stride + (k - 1) * a.channels;
 }
 
-template <class S>
-void sh(const ShArgs<S>& a, int64_t begin, int64_t end) {
+// D channels, known to the compiler; 0 for any other number.
+template <int D, class S>
+GSF_HD void sh_of(const ShArgs<S>& a, int64_t begin, int64_t end) {
+  const int64_t C = D ? D : a.channels;
   for (int64_t view = 0; view < a.views; ++view)
     for (int64_t i = begin; i < end; ++i) {
       const int64_t at = view * a.n + i;
-      S* out = a.colors + at * a.channels;
-      for (int64_t d = 0; d < a.channels; ++d) out[d] = 0;
-      if (a.masks && !a.masks[at]) continue;
-      S u[3] = {}, inv_norm = 0, Y[16];
-      const int degree = math::unit(a.dirs + 3 * at, u, inv_norm) ? a.degree : 0;
-      math::sh_basis(degree, u[0], u[1], u[2], Y);
-      for (int k = 0; k < (degree + 1) * (degree + 1); ++k) {
-        const S* c = sh_row(a, i, k);
-        for (int64_t d = 0; d < a.channels; ++d) out[d] += Y[k] * c[d];
+      S *out = a.colors + at * C, fixed[D + 1] = {}, *sum = D ? fixed : out;
+      for (int64_t d = 0; d < C; ++d) sum[d] = 0;
+      if (!a.masks || a.masks[at]) {
+        S u[3] = {}, inv_norm = 0, Y[16];
+        const int degree = math::unit(a.dirs + 3 * at, u, inv_norm) ? a.degree : 0;
+        math::sh_basis(degree, u[0], u[1], u[2], Y);
+        for (int k = 0; k < (degree + 1) * (degree + 1); ++k) {
+          const S* c = sh_row(a, i, k);
+          for (int64_t d = 0; d < C; ++d) sum[d] += Y[k] * c[d];
+        }
       }
+      for (int64_t d = 0; D && d < C; ++d) out[d] = sum[d];
     }
 }
 
 template <class S>
-void sh_backward(const ShArgs<S>& a, int64_t begin, int64_t end) {
-  const int used = (a.degree + 1) * (a.degree + 1);
+void sh(const ShArgs<S>& a, int64_t begin, int64_t end) {
+  a.channels == 3 ? sh_of<3>(a, begin, end) : sh_of<0>(a, begin, end);
+}
+
+template <int D, class S>
+GSF_HD void sh_backward_of(const ShArgs<S>& a, int64_t begin, int64_t end) {
+  const int64_t C = D ? D : a.channels;
   for (int64_t i = begin; i < end; ++i) {
-    S* v_sh0 = a.v_sh0 + i * a.channels;
-    S* v_shN = a.v_shN + i * a.rest * a.channels;
-    for (int64_t d = 0; d < a.channels; ++d) v_sh0[d] = 0;
-    for (int64_t d = 0; d < a.rest * a.channels; ++d) v_shN[d] = 0;
+    S *v_sh0 = a.v_sh0 + i * C, *v_shN = a.v_shN + i * a.rest * C;
+    // The gradients are the largest arrays around: the first view that sees the Gaussian writes, the others add.
+    bool written = false;
+    const auto zero_from = [&](int row) __attribute__((always_inline)) {
+      for (int64_t d = 0; row == 0 && d < C; ++d) v_sh0[d] = 0;
+      for (int64_t j = (row ? row - 1 : 0) * C; j < a.rest * C; ++j) v_shN[j] = 0;
+    };
     for (int64_t view = 0; view < a.views; ++view) {
       const int64_t at = view * a.n + i;
       S *v_dir = a.v_dirs + 3 * at, u[3] = {}, inv_norm = 0, Y[16], s[16] = {};
-      const S* v = a.v_colors + at * a.channels;
       v_dir[0] = v_dir[1] = v_dir[2] = 0;
       if (a.masks && !a.masks[at]) continue;
       const bool directed = math::unit(a.dirs + 3 * at, u, inv_norm);
-      math::sh_basis(directed ? a.degree : 0, u[0], u[1], u[2], Y);
-      for (int k = 0; k < (directed ? used : 1); ++k) {
-        const S* c = sh_row(a, i, k);
-        S* v_c = k == 0 ? v_sh0 : v_shN + (k - 1) * a.channels;
-        for (int64_t d = 0; d < a.channels; ++d) v_c[d] += Y[k] * v[d], s[k] += c[d] * v[d];
+      const int degree = directed ? a.degree : 0, rows = (degree + 1) * (degree + 1);
+      math::sh_basis(degree, u[0], u[1], u[2], Y);
+      const S *given = a.v_colors + at * C, *v = given;
+      S fixed[D + 1];
+      if constexpr (D > 0) {
+        for (int d = 0; d < D; ++d) fixed[d] = given[d];
+        v = fixed;
       }
+      for (int k = 0; k < rows; ++k) {
+        const S* c = sh_row(a, i, k);
+        S *v_c = k == 0 ? v_sh0 : v_shN + (k - 1) * C, dot = 0;
+        for (int64_t d = 0; d < C; ++d) dot += c[d] * v[d];
+        for (int64_t d = 0; d < C; ++d) v_c[d] = (written ? v_c[d] : S(0)) + Y[k] * v[d];
+        s[k] = dot;
+      }
+      if (!written) zero_from(rows);
+      written = true;
       if (!directed) continue;
       S v_unit[3];
-      math::sh_direction_grad(a.degree, u[0], u[1], u[2], s, v_unit);
+      math::sh_direction_grad(degree, u[0], u[1], u[2], s, v_unit);
       math::unit_backward(u, inv_norm, v_unit, v_dir);
     }
+    if (!written) zero_from(0);
   }
+}
+
+template <class S>
+void sh_backward(const ShArgs<S>& a, int64_t begin, int64_t end) {
+  a.channels == 3 ? sh_backward_of<3>(a, begin, end) : sh_backward_of<0>(a, begin, end);
 }
 
 }  // namespace
