@@ -1,12 +1,15 @@
-"""Outputs that are written whole or not at all."""
+"""Outputs that are written whole or not at all, and JSON that every reader takes."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -39,3 +42,18 @@ def written_whole(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """`value` as JSON text; infinite and undefined numbers (the PSNR of identical images), which JSON lacks,
+    become null.
+    """
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {key: plain(item) for key, item in x.items()}
+        if isinstance(x, (list, tuple)):
+            return [plain(item) for item in x]
+        return None if isinstance(x, float) and not math.isfinite(x) else x
+
+    return json.dumps(plain(value), indent=indent, allow_nan=False)

@@ -1,11 +1,13 @@
 """Image metrics against hand-computed values, and their edge cases."""
 
+import json
 import math
 
 import pytest
 import torch
 
 from gsfields.evaluate.image import psnr, score, ssim
+from gsfields.files import to_json
 from tests.test_losses import images, reference_ssim
 
 
@@ -50,3 +52,8 @@ def test_scores_are_means_of_images_not_of_errors():
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"must both be \[H, W, C\], but are \[4, 4, 3\] and \[4, 5, 3\]"):
         psnr(torch.zeros(4, 4, 3), torch.zeros(4, 5, 3))
+
+
+def test_a_score_without_a_number_is_null_in_json():
+    text = to_json({"psnr": math.inf, "per_view": [{"psnr": math.nan}, {"psnr": 30.0}]})
+    assert json.loads(text) == {"psnr": None, "per_view": [{"psnr": None}, {"psnr": 30.0}]}

@@ -25,7 +25,7 @@ from torch import Tensor
 import gsfields
 from gsfields import config as configuration
 from gsfields.config import Config
-from gsfields.files import written_whole
+from gsfields.files import to_json, written_whole
 from gsfields.gaussians import Gaussians
 
 FORMAT = 1
@@ -62,7 +62,7 @@ class Checkpoint:
                 "gaussians": len(self.gaussians),
                 "metrics": self.metrics,
             }
-            (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+            (folder / "meta.json").write_text(to_json(meta, indent=2) + "\n")
         for old in list_checkpoints(run)[:-keep]:
             shutil.rmtree(old)
         return path
@@ -121,11 +121,11 @@ class MetricsLog:
         self.path = Path(run) / "metrics.jsonl"
         kept = [line for line in read_metrics(run) if line["step"] <= start_step] if start_step else []
         with written_whole(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            temporary.write_text("".join(to_json(line) + "\n" for line in kept))
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         with self.path.open("a") as file:
-            file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            file.write(to_json({"kind": kind, "step": step, **values}) + "\n")
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +14,7 @@ from gsfields.camera import Camera
 from gsfields.config import Config
 from gsfields.data.dataset import Dataset
 from gsfields.evaluate.image import ImageScores
-from gsfields.files import written_whole
+from gsfields.files import to_json, written_whole
 from gsfields.fit.checkpoint import Checkpoint, list_checkpoints, remove_run
 from gsfields.fit.scene import open_dataset
 from gsfields.fit.trainer import Outcome, Trainer, evaluate_views, render_view
@@ -68,7 +67,7 @@ def evaluate_run(run: str | Path, *, data: str | None = None) -> tuple[Path, Ima
     protocol = "clamped, not rounded; per image, then mean; SSIM 11x11 Gaussian, sigma 1.5, zero padding"
     with written_whole(path) as temporary:
         temporary.write_text(
-            json.dumps({"step": checkpoint.step, "protocol": protocol, **scores.as_dict()}, indent=2) + "\n"
+            to_json({"step": checkpoint.step, "protocol": protocol, **scores.as_dict()}, indent=2) + "\n"
         )
     return path, scores
 

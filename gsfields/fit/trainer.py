@@ -122,7 +122,6 @@ class Trainer:
         limit = 60 * self.config.fit.max_minutes if self.config.fit.max_minutes is not None else math.inf
         clock = _Clock(self.seconds)
         ended = "done"
-        checkpoint: Path | None = None
         # a terminal is redrawn often; a log file gets a line now and then
         bar = tqdm(
             total=total,
@@ -161,16 +160,14 @@ class Trainer:
                     self.seconds = clock()
                 if _due(self.step, output.checkpoint_every) and self.step < total:
                     self.save()
+            # Still under the handlers: an interrupt now lets the run end as it would have.
             scores = None
-            if ended == "interrupted":
-                checkpoint = self.save()
-        if ended != "interrupted":
-            scores = self._evaluate_and_log(log, board, None)
-            self.seconds = clock()
+            if ended != "interrupted":
+                scores = self._evaluate_and_log(log, board, None)
+                self.seconds = clock()
             checkpoint = self.save()
         if board:
             board.close()
-        assert checkpoint is not None
         return Outcome(self.step, self.seconds, len(self.parameters), ended, scores, checkpoint)
 
     def evaluate(self, limit: int | None = None) -> ImageScores | None:
