@@ -3,7 +3,7 @@
 gsfields/_C.so     ops and CPU kernels, always built
 gsfields/_cuda.so  CUDA kernels, built where nvcc and csrc/cuda/*.cu are found
 
-Both use only torch's stable ABI and contain no Python symbol, so one build serves torch 2.10 and later and
+Both use only torch's stable ABI and contain no Python symbol, so one build is to serve torch 2.10 and later and
 every Python 3. Compiling is left to ninja: in parallel, and only what changed. Environment variables:
 
 GSFIELDS_CUDA        0: no CUDA library; 1: fail if it cannot be built; unset: build it where possible

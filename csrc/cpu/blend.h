@@ -216,7 +216,7 @@ void blend_tile(const BlendArgs<S>& a, int64_t tile_index, void* scratch) {
   auto& s = *static_cast<ForwardScratch<S, L>*>(scratch);
   const TileGeometry<S, L> tile(a, tile_index);
   const int64_t begin = a.tile_offsets[tile_index], end = a.tile_offsets[tile_index + 1], C = a.channels;
-  uint64_t open = 0;  // blocks with a pixel alive
+  uint64_t open = 0;  // blocks with a live pixel
   for (int block = 0; block < B::count; ++block) {
     s.pixels[block] = start_pixels<S, L>(tile, block);
     if (tile.inside(block)) open |= uint64_t(1) << block;

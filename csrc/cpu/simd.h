@@ -40,11 +40,6 @@ GSF_HD V load(const void* p) {
   return v;
 }
 
-template <class V>
-GSF_HD void store(void* p, V v) {
-  __builtin_memcpy(p, &v, sizeof(V));
-}
-
 template <class M>
 GSF_HD bool any(M m) {
 #if defined(__AVX512F__)
