@@ -1,7 +1,9 @@
-// What the per-Gaussian kernels take, on either backend: sizes and raw pointers to contiguous arrays.
+// What the kernels take, on either backend: sizes and raw pointers to contiguous arrays.
 #pragma once
 
 #include <cstdint>
+
+#include "math/common.h"
 
 namespace gsfields {
 
@@ -36,6 +38,45 @@ struct ShArgs {
   S* colors;                       // [B,N,D]
   const S* v_colors;               // backward
   S *v_dirs, *v_sh0, *v_shN;       // [B,N,3] [N,1,D] [N,rest,D]
+};
+
+inline int tiles_along(int pixels) { return (pixels + math::kTile - 1) / math::kTile; }
+
+// Projected Gaussians of `views` images, to be listed by tile.
+template <class S>
+struct BinInput {
+  int64_t n, views;
+  const S *means2d, *depths, *conics, *opacities;  // [B,N,2] [B,N] [B,N,3] [B,N]
+  const int32_t* radii;                            // [B,N,2]
+  int width, height;
+};
+
+// Blend of `views` images. Values are [N,C] (values_stride 0) or [B,N,C] (N·C); background [C], [B,C] or null.
+template <class S>
+struct BlendInput {
+  int64_t n, views, channels, values_stride, background_stride;
+  const S *values, *means2d, *conics, *opacities, *background;
+  const int32_t* ids;
+  const int64_t* tile_offsets;
+  int width, height;
+};
+
+template <class S>
+struct BlendGrads {
+  const S *v_image, *v_transmittance;     // [B,H,W,C] [B,H,W]
+  S* v_values;                            // as values, or null
+  S *v_means2d, *v_conics, *v_opacities;  // as the inputs, or all null
+  S* absgrad;                             // [B,N,2] or null
+};
+
+template <class S>
+struct SsimArgs {
+  int64_t height, row;  // row = width * channels
+  int64_t channels;
+  const S *image1, *image2;       // [H,W,C]
+  S *map, *d_mu, *d_var, *d_cov;  // forward: SSIM and its derivatives by E[x], E[x²], E[xy]
+  const S* v_map;                 // backward
+  S* v_image1;
 };
 
 }  // namespace gsfields

@@ -10,8 +10,6 @@ namespace gsfields {
 
 namespace {
 
-using cpu::tiles_along;
-
 cpu::Threads torch_threads() {
   const int count = int(torch::stable::get_num_threads());
   return {count, [count](const std::function<void(int)>& f) {
@@ -83,9 +81,9 @@ Two bin_tiles(const Tensor& means2d_, const Tensor& depths_, const Tensor& conic
   with_scalar(like, [&](auto s) {
     using S = decltype(s);
     const cpu::Threads threads = torch_threads();
-    const cpu::BinInput<S> input{N.size,        B.size,           in<S>(means2d),     in<S>(depths),
-                                 in<S>(conics), in<S>(opacities), in<int32_t>(radii), int(width),
-                                 int(height)};
+    const BinInput<S> input{N.size,        B.size,           in<S>(means2d),     in<S>(depths),
+                            in<S>(conics), in<S>(opacities), in<int32_t>(radii), int(width),
+                            int(height)};
     cpu::Binning<S> binning(input, out<int64_t>(offsets), threads);
     ids = make(means2d, {binning.total()}, ScalarType::Int);
     binning.fill(out<int32_t>(ids));
@@ -139,8 +137,8 @@ struct Blend {
   }
 
   template <class S>
-  cpu::BlendInput<S> input() const {
-    cpu::BlendInput<S> a{};
+  BlendInput<S> input() const {
+    BlendInput<S> a{};
     a.n = n, a.views = views, a.channels = channels, a.width = int(width), a.height = int(height);
     a.values_stride = values.dim() == 3 ? n * channels : 0;
     a.background_stride = background && background->dim() == 2 ? channels : 0;
@@ -189,7 +187,7 @@ Five blend_backward(const Tensor& values, const Tensor& means2d, const Tensor& c
   const Tensor v_opacities = make(b.means2d, {b.views, n}), v_absgrad = make(b.means2d, {b.views, a, 2});
   with_scalar(b.like, [&](auto s) {
     using S = decltype(s);
-    cpu::BlendGrads<S> grads{};
+    BlendGrads<S> grads{};
     grads.v_image = in<S>(v_image), grads.v_transmittance = in<S>(v_transmittance);
     if (to_values) grads.v_values = out<S>(v_values);
     if (geometry) {
@@ -212,8 +210,8 @@ struct Ssim {
   }
   Tensor similar() const { return make(image1, {image1.size(0), image1.size(1), image1.size(2), image1.size(3)}); }
   template <class S>
-  cpu::SsimArgs<S> args(const Tensor& d_mu, const Tensor& d_var, const Tensor& d_cov) const {
-    cpu::SsimArgs<S> a{};
+  SsimArgs<S> args(const Tensor& d_mu, const Tensor& d_var, const Tensor& d_cov) const {
+    SsimArgs<S> a{};
     a.height = image1.size(1), a.channels = image1.size(3), a.row = image1.size(2) * a.channels;
     a.image1 = in<S>(image1), a.image2 = in<S>(image2);
     a.d_mu = const_cast<S*>(in<S>(d_mu)), a.d_var = const_cast<S*>(in<S>(d_var)),

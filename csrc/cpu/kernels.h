@@ -17,7 +17,6 @@ namespace gsfields::cpu {
 // Gaussians per chunk of the projection: gradients of the viewmats are summed per chunk, then over chunks in order,
 // so that they do not depend on the number of threads.
 constexpr int64_t kProjectChunk = 1024;
-constexpr int kSsimWindow = 11;  // taps of the SSIM window
 
 // A run of tiles in one row of tiles.
 struct Span {
@@ -65,16 +64,6 @@ struct BlendBackwardArgs {
   bool geometry, to_values;
   int64_t record_size;  // geometry ? kMoments : 0, plus to_values ? channels rounded up to 4 : 0
   S* records;           // of this tile [used, record_size]
-};
-
-template <class S>
-struct SsimArgs {
-  int64_t height, row;  // row = width * channels
-  int64_t channels;
-  const S *image1, *image2;       // [H,W,C]
-  S *map, *d_mu, *d_var, *d_cov;  // forward: SSIM and its derivatives by E[x], E[x²], E[xy]
-  const S* v_map;                 // backward
-  S* v_image1;
 };
 
 template <class S>

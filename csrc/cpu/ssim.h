@@ -10,6 +10,7 @@ namespace {
 using namespace gsfields;
 using namespace gsfields::cpu;
 
+constexpr int kSsimWindow = 11;  // taps of the SSIM window
 constexpr int kHalf = kSsimWindow / 2;
 
 // exp(-k²/(2·1.5²)), normalised over k = -5..5; entry |k|.

@@ -23,14 +23,6 @@ void parallel_ranges(const Threads& threads, int64_t n, int64_t grain, const std
 // Tile lists of `views` images: for each tile the visible Gaussians that reach it, front to back, ties by index.
 // A depth sort, then a counting sort into tiles.
 template <class S>
-struct BinInput {
-  int64_t n, views;
-  const S *means2d, *depths, *conics, *opacities;  // [B,N,2] [B,N] [B,N,3] [B,N]
-  const int32_t* radii;                            // [B,N,2]
-  int width, height;
-};
-
-template <class S>
 class Binning {
  public:
   Binning(const BinInput<S>& input, int64_t* tile_offsets, const Threads& threads);  // offsets: [B·tiles + 1]
@@ -50,24 +42,6 @@ class Binning {
   int64_t total_ = 0;
 };
 
-// Blend of `views` images. Values are [N,C] (values_stride 0) or [B,N,C] (N·C); background [C], [B,C] or null.
-template <class S>
-struct BlendInput {
-  int64_t n, views, channels, values_stride, background_stride;
-  const S *values, *means2d, *conics, *opacities, *background;
-  const int32_t* ids;
-  const int64_t* tile_offsets;
-  int width, height;
-};
-
-template <class S>
-struct BlendGrads {
-  const S *v_image, *v_transmittance;     // [B,H,W,C] [B,H,W]
-  S* v_values;                            // as values, or null
-  S *v_means2d, *v_conics, *v_opacities;  // as the inputs, or all null
-  S* absgrad;                             // [B,N,2] or null
-};
-
 template <class S>
 void blend(const BlendInput<S>& in, S* image, S* transmittance, int32_t* used, const Threads& threads);
 
@@ -76,7 +50,5 @@ void blend_backward(const BlendInput<S>& in, const int32_t* used, const BlendGra
 
 template <class S>
 void ssim(SsimArgs<S> args, int64_t images, bool backward, const Threads& threads);
-
-inline int tiles_along(int pixels) { return (pixels + math::kTile - 1) / math::kTile; }
 
 }  // namespace gsfields::cpu

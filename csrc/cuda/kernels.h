@@ -4,9 +4,14 @@
 
 #include <cuda_runtime_api.h>
 
+#include <functional>
+
 #include "../kernel_args.h"
 
 namespace gsfields::cuda {
+
+// Memory of the current device for as long as a stage runs on its stream: allocate(bytes), aligned to 256.
+using Allocate = std::function<void*(int64_t bytes)>;
 
 // A view whose camera math::usable_camera() refuses sees nothing.
 template <class S>
@@ -24,5 +29,24 @@ cudaError_t sh(const ShArgs<S>& a, cudaStream_t stream);
 
 template <class S>
 cudaError_t sh_backward(const ShArgs<S>& a, cudaStream_t stream);
+
+// tile_offsets: [B·tiles + 1]. make_ids(pairs) gives the memory of the list once its length is known, for which the
+// host waits once.
+template <class S>
+cudaError_t bin(const BinInput<S>& in, int64_t* tile_offsets, const std::function<int32_t*(int64_t pairs)>& make_ids,
+                const Allocate& allocate, cudaStream_t stream);
+
+// last: [B,H,W], for each pixel how much of its tile's list lies before the end of what it blended.
+template <class S>
+cudaError_t blend(const BlendInput<S>& in, S* image, S* transmittance, int32_t* last, cudaStream_t stream);
+
+// Sums over pixels and tiles are atomic: their order, and so the last bits, vary from run to run.
+template <class S>
+cudaError_t blend_backward(const BlendInput<S>& in, const S* transmittance, const int32_t* last,
+                           const BlendGrads<S>& grads, const Allocate& allocate, cudaStream_t stream);
+
+// a.image1 and the rest: [images,H,W,C].
+template <class S>
+cudaError_t ssim(const SsimArgs<S>& a, int64_t images, bool backward, cudaStream_t stream);
 
 }  // namespace gsfields::cuda

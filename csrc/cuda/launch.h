@@ -1,4 +1,4 @@
-// The tunables of the CUDA kernels, and how kernels are launched.
+// How kernels are launched and how they name shared memory. The tunables of all kernels are in tunables.h.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -7,20 +7,30 @@
 
 namespace gsfields::cuda {
 
-constexpr int kProjectBlock = 128;  // threads per block: of the projection,
-constexpr int kShBlock = 128;       // of the spherical harmonics
-
-constexpr bool is_block_size(int threads) { return threads % 32 == 0 && threads > 0 && threads <= 1024; }
-static_assert(is_block_size(kProjectBlock) && is_block_size(kShBlock));
-static_assert((kProjectBlock & (kProjectBlock - 1)) == 0, "sums over the block halve it");
-
 inline int64_t blocks_for(int64_t items, int block) { return (items + block - 1) / block; }
 
-// Launches the kernel for `blocks` blocks of `threads` threads and returns the error; no blocks are no launch.
-// The tests run the same kernels on the CPU, with a macro of their own.
+// The tests run the same kernels on the CPU, with macros of their own.
 #if defined(__CUDACC__)
+
+// Launches the kernel for `blocks` blocks of `threads` threads and returns the error; no blocks are no launch.
+// A kernel with several template arguments goes in parentheses. `bytes`: of dynamic shared memory.
+#define GSF_LAUNCH_SHARED(kernel, blocks, threads, bytes, stream, ...) \
+  ((blocks) > 0 ? (kernel<<<unsigned(blocks), threads, bytes, stream>>>(__VA_ARGS__), cudaGetLastError()) : cudaSuccess)
 #define GSF_LAUNCH(kernel, blocks, threads, stream, ...) \
-  ((blocks) > 0 ? (kernel<<<unsigned(blocks), threads, 0, stream>>>(__VA_ARGS__), cudaGetLastError()) : cudaSuccess)
+  GSF_LAUNCH_SHARED(kernel, blocks, threads, 0, stream, __VA_ARGS__)
+
+// An array in shared memory: GSF_SHARED(float, rows, [12][128]). The pointer `name` to the dynamic shared memory.
+#define GSF_SHARED(type, name, dims) __shared__ type name dims
+#define GSF_DYNAMIC_SHARED(type, name)                                \
+  extern __shared__ __align__(16) unsigned char gsf_dynamic_shared[]; \
+  type* const name = reinterpret_cast<type*>(gsf_dynamic_shared)
+
 #endif
+
+// Runs a step of a stage; an error ends the stage and is returned.
+#define GSF_STEP(...)                                                                \
+  do {                                                                               \
+    if (const cudaError_t error = (__VA_ARGS__); error != cudaSuccess) return error; \
+  } while (false)
 
 }  // namespace gsfields::cuda

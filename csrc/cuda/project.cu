@@ -3,6 +3,7 @@
 
 #include "kernels.h"
 #include "launch.h"
+#include "tunables.h"
 
 namespace gsfields::cuda {
 namespace {
@@ -63,7 +64,7 @@ constexpr int kViewGrads = 12;  // the upper three rows of a viewmat
 // k < kViewGrads receives sum k. All threads of the block must call it.
 template <class S>
 __device__ S block_sum(const S* values) {
-  __shared__ S rows[kViewGrads][kProjectBlock];
+  GSF_SHARED(S, rows, [kViewGrads][kProjectBlock]);
   const int thread = int(threadIdx.x);
   __syncthreads();  // an earlier call may still be reading
   for (int k = 0; k < kViewGrads; ++k) rows[k][thread] = values[k];

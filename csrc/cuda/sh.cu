@@ -3,6 +3,7 @@
 
 #include "kernels.h"
 #include "launch.h"
+#include "tunables.h"
 
 namespace gsfields::cuda {
 namespace {

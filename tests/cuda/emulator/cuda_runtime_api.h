@@ -18,6 +18,7 @@ inline const char* cudaGetErrorString(cudaError_t) { return ""; }
 #define __global__
 #define __device__
 #define __shared__ static  // blocks run one after another
+#define GSF_SHARED(type, name, dims) __shared__ type name dims
 #define __launch_bounds__(threads)
 #define GSF_LAUNCH(kernel, blocks, threads, stream, ...) \
   (void(stream), emulator::launch(unsigned(blocks), unsigned(threads), [&] { kernel(__VA_ARGS__); }))
