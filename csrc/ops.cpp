@@ -4,7 +4,7 @@
 
 #include "cpu/stages.h"
 #include "per_gaussian.h"
-#include "tensors.h"
+#include "per_pixel.h"
 
 namespace gsfields {
 
@@ -19,7 +19,7 @@ cpu::Threads torch_threads() {
           }};
 }
 
-// ---- projection and spherical harmonics ----------------------------------------------------------------------------
+// ---- the CPU -------------------------------------------------------------------------------------------------------
 
 struct Cpu {
   static constexpr bool kOnHost = true;
@@ -62,191 +62,37 @@ struct Cpu {
     cpu::parallel_ranges(torch_threads(), h.n, 256,
                          [&](int64_t begin, int64_t end) { kernel.sh_backward(a, begin, end); });
   }
-};
 
-// ---- binning -------------------------------------------------------------------------------------------------------
-
-Two bin_tiles(const Tensor& means2d_, const Tensor& depths_, const Tensor& conics_, const Tensor& opacities_,
-              const Tensor& radii_, int64_t width, int64_t height) {
-  const Like like(means2d_, "means2d");
-  const Tensor means2d = like(means2d_, "means2d", {{"B"}, {"N"}, {"2", 2}});
-  const Dim B{"B", means2d.size(0)}, N{"N", means2d.size(1)};
-  const Tensor depths = like(depths_, "depths", {B, N}), conics = like(conics_, "conics", {B, N, {"3", 3}});
-  const Tensor opacities = like(opacities_, "opacities", {B, N});
-  const Tensor radii = like.integers(radii_, "radii", ScalarType::Int, {B, N, {"2", 2}});
-  check_image_size(width, height);
-  const int64_t tiles = int64_t(tiles_along(int(width))) * tiles_along(int(height));
-  const Tensor offsets = make(means2d, {B.size * tiles + 1}, ScalarType::Long);
-  Tensor ids;
-  with_scalar(like, [&](auto s) {
-    using S = decltype(s);
+  template <class S, class MakeIds>
+  static void bin(const Tensor&, const BinInput<S>& in, int64_t* tile_offsets, const MakeIds& make_ids) {
     const cpu::Threads threads = torch_threads();
-    const BinInput<S> input{N.size,        B.size,           in<S>(means2d),     in<S>(depths),
-                            in<S>(conics), in<S>(opacities), in<int32_t>(radii), int(width),
-                            int(height)};
-    cpu::Binning<S> binning(input, out<int64_t>(offsets), threads);
-    ids = make(means2d, {binning.total()}, ScalarType::Int);
-    binning.fill(out<int32_t>(ids));
-  });
-  return {ids, offsets};
-}
-
-// ---- blending ------------------------------------------------------------------------------------------------------
-
-struct Blend {
-  Tensor values, means2d, conics, opacities, ids, tile_offsets;
-  Optional background;
-  int64_t views, n, channels, width, height, tiles;
-  Like like;
-
-  Blend(const Tensor& values_, const Tensor& means2d_, const Tensor& conics_, const Tensor& opacities_,
-        const Optional& background_, const Tensor& ids_, const Tensor& tile_offsets_, int64_t width_, int64_t height_)
-      : width(width_), height(height_), like(means2d_, "means2d") {
-    means2d = like(means2d_, "means2d", {{"B"}, {"N"}, {"2", 2}});
-    views = means2d.size(0), n = means2d.size(1);
-    const Dim B{"B", views}, N{"N", n};
-    conics = like(conics_, "conics", {B, N, {"3", 3}});
-    opacities = like(opacities_, "opacities", {B, N});
-    check(values_.dim() == 2 || values_.dim() == 3, "values has shape ", shape_string(values_),
-          ", but must be [N, C] or [B, N, C] with N=", n, " and B=", views);
-    values = values_.dim() == 2 ? like(values_, "values", {N, {"C"}}) : like(values_, "values", {B, N, {"C"}});
-    channels = values.size(values.dim() - 1);
-    check(channels >= 1, "values has 0 channels, but must have at least 1");
-    if (background_) {
-      const Dim C{"C", channels};
-      background =
-          background_->dim() == 1 ? like(*background_, "background", {C}) : like(*background_, "background", {B, C});
-    }
-    check_image_size(width, height);
-    tiles = int64_t(tiles_along(int(width))) * tiles_along(int(height));
-    ids = like.integers(ids_, "ids", ScalarType::Int, {{"I"}});
-    tile_offsets = like.integers(tile_offsets_, "tile_offsets", ScalarType::Long, {{"B*tiles+1", views * tiles + 1}});
-    check_lists();
-  }
-
-  // A wrong list would be read out of bounds; checking it costs a hundredth of the blend.
-  void check_lists() const {
-    const int64_t* offsets = in<int64_t>(tile_offsets);
-    bool ordered = offsets[0] == 0 && offsets[views * tiles] == ids.size(0);
-    for (int64_t t = 0; t < views * tiles; ++t) ordered &= offsets[t] <= offsets[t + 1];
-    check(ordered, "tile_offsets must rise from 0 to the length of ids, which is ", ids.size(0));
-    const int32_t* id = in<int32_t>(ids);
-    uint32_t largest = 0;  // a negative id wraps to a large one
-    for (int64_t i = 0; i < ids.size(0); ++i) largest = std::max(largest, uint32_t(id[i]));
-    check(ids.size(0) == 0 || largest < n, "ids holds an index outside [0, N), N being ", n);
+    cpu::Binning<S> binning(in, tile_offsets, threads);
+    binning.fill(make_ids(binning.total()));
   }
 
   template <class S>
-  BlendInput<S> input() const {
-    BlendInput<S> a{};
-    a.n = n, a.views = views, a.channels = channels, a.width = int(width), a.height = int(height);
-    a.values_stride = values.dim() == 3 ? n * channels : 0;
-    a.background_stride = background && background->dim() == 2 ? channels : 0;
-    a.values = in<S>(values), a.means2d = in<S>(means2d), a.conics = in<S>(conics), a.opacities = in<S>(opacities);
-    a.background = in<S>(background), a.ids = in<int32_t>(ids), a.tile_offsets = in<int64_t>(tile_offsets);
-    return a;
+  static void blend(const Blend&, const BlendInput<S>& in, S* image, S* transmittance, int32_t* last) {
+    cpu::blend(in, image, transmittance, last, torch_threads());
   }
-};
 
-Three blend(const Tensor& values, const Tensor& means2d, const Tensor& conics, const Tensor& opacities,
-            const Optional& background, const Optional& absgrad_sink, const Tensor& ids, const Tensor& tile_offsets,
-            int64_t width, int64_t height) {
-  const Blend b(values, means2d, conics, opacities, background, ids, tile_offsets, width, height);
-  if (absgrad_sink) b.like(*absgrad_sink, "absgrad_sink", {{"B", b.views}, {"N", b.n}, {"2", 2}});
-  const Tensor image = make(b.means2d, {b.views, height, width, b.channels});
-  const Tensor transmittance = make(b.means2d, {b.views, height, width});
-  const Tensor used = make(b.means2d, {b.views * b.tiles}, ScalarType::Int);
-  with_scalar(b.like, [&](auto s) {
-    using S = decltype(s);
-    cpu::blend(b.input<S>(), out<S>(image), out<S>(transmittance), out<int32_t>(used), torch_threads());
-  });
-  return {image, transmittance, used};
-}
-
-Five blend_backward(const Tensor& values, const Tensor& means2d, const Tensor& conics, const Tensor& opacities,
-                    const Optional& background, const Tensor& ids, const Tensor& tile_offsets, const Tensor& used_,
-                    const Tensor& v_image_, const Tensor& v_transmittance_, int64_t width, int64_t height,
-                    bool geometry, bool to_values, bool absgrad) {
-  const Blend b(values, means2d, conics, opacities, background, ids, tile_offsets, width, height);
-  const Dim B{"B", b.views}, H{"H", height}, W{"W", width};
-  const Tensor v_image = b.like(v_image_, "v_image", {B, H, W, {"C", b.channels}});
-  const Tensor v_transmittance = b.like(v_transmittance_, "v_transmittance", {B, H, W});
-  const Tensor used = b.like.integers(used_, "used", ScalarType::Int, {{"B*tiles", b.views * b.tiles}});
-  const int64_t* offsets = in<int64_t>(b.tile_offsets);
-  for (int64_t t = 0; t < b.views * b.tiles; ++t) {
-    const int64_t u = in<int32_t>(used)[t];
-    check(u >= 0 && u <= offsets[t + 1] - offsets[t], "used[", t, "] is ", u, ", but the tile lists ",
-          offsets[t + 1] - offsets[t], " Gaussians");
-  }
-  // Gradients that were not asked for are empty.
-  const int64_t n = geometry ? b.n : 0, a = geometry && absgrad ? b.n : 0;
-  const Tensor v_values = !to_values            ? make(b.means2d, {0})
-                          : b.values.dim() == 3 ? make(b.means2d, {b.views, b.n, b.channels})
-                                                : make(b.means2d, {b.n, b.channels});
-  const Tensor v_means2d = make(b.means2d, {b.views, n, 2}), v_conics = make(b.means2d, {b.views, n, 3});
-  const Tensor v_opacities = make(b.means2d, {b.views, n}), v_absgrad = make(b.means2d, {b.views, a, 2});
-  with_scalar(b.like, [&](auto s) {
-    using S = decltype(s);
-    BlendGrads<S> grads{};
-    grads.v_image = in<S>(v_image), grads.v_transmittance = in<S>(v_transmittance);
-    if (to_values) grads.v_values = out<S>(v_values);
-    if (geometry) {
-      grads.v_means2d = out<S>(v_means2d), grads.v_conics = out<S>(v_conics), grads.v_opacities = out<S>(v_opacities);
-      if (absgrad) grads.absgrad = out<S>(v_absgrad);
-    }
-    cpu::blend_backward(b.input<S>(), in<int32_t>(used), grads, torch_threads());
-  });
-  return {v_values, v_means2d, v_conics, v_opacities, v_absgrad};
-}
-
-// ---- structural similarity -----------------------------------------------------------------------------------------
-
-struct Ssim {
-  Tensor image1, image2;
-  Like like;
-  Ssim(const Tensor& a, const Tensor& b) : like(a, "image1") {
-    image1 = like(a, "image1", {{"B"}, {"H"}, {"W"}, {"C"}});
-    image2 = like(b, "image2", {{"B", a.size(0)}, {"H", a.size(1)}, {"W", a.size(2)}, {"C", a.size(3)}});
-  }
-  Tensor similar() const { return make(image1, {image1.size(0), image1.size(1), image1.size(2), image1.size(3)}); }
+  // Marches again instead of walking back from the final transmittance.
   template <class S>
-  SsimArgs<S> args(const Tensor& d_mu, const Tensor& d_var, const Tensor& d_cov) const {
-    SsimArgs<S> a{};
-    a.height = image1.size(1), a.channels = image1.size(3), a.row = image1.size(2) * a.channels;
-    a.image1 = in<S>(image1), a.image2 = in<S>(image2);
-    a.d_mu = const_cast<S*>(in<S>(d_mu)), a.d_var = const_cast<S*>(in<S>(d_var)),
-    a.d_cov = const_cast<S*>(in<S>(d_cov));
-    return a;
+  static void blend_backward(const Blend& b, const BlendInput<S>& in, const S* /*transmittance*/, const int32_t* last,
+                             const BlendGrads<S>& grads) {
+    const std::vector<int32_t> used = cpu::used_lists(in, last);
+    for (int64_t t = 0; t < b.views * b.tiles; ++t) {
+      const int64_t listed = in.tile_offsets[t + 1] - in.tile_offsets[t];
+      check(used[size_t(t)] >= 0 && used[size_t(t)] <= listed, "last holds ", used[size_t(t)], " in tile ", t,
+            ", but the tile lists ", listed, " Gaussians");
+    }
+    cpu::blend_backward(in, used.data(), grads, torch_threads());
+  }
+
+  template <class S>
+  static void ssim(const Ssim&, const SsimArgs<S>& a, int64_t images, bool backward) {
+    cpu::ssim(a, images, backward, torch_threads());
   }
 };
-
-Four ssim(const Tensor& image1, const Tensor& image2) {
-  const Ssim p(image1, image2);
-  const Tensor map = p.similar(), d_mu = p.similar(), d_var = p.similar(), d_cov = p.similar();
-  with_scalar(p.like, [&](auto s) {
-    using S = decltype(s);
-    auto a = p.args<S>(d_mu, d_var, d_cov);
-    a.map = out<S>(map);
-    if (map.numel()) cpu::ssim(a, p.image1.size(0), false, torch_threads());
-  });
-  return {map, d_mu, d_var, d_cov};
-}
-
-Tensor ssim_backward(const Tensor& image1, const Tensor& image2, const Tensor& d_mu, const Tensor& d_var,
-                     const Tensor& d_cov, const Tensor& v_map_) {
-  const Ssim p(image1, image2);
-  const Dim B{"B", image1.size(0)}, H{"H", image1.size(1)}, W{"W", image1.size(2)}, C{"C", image1.size(3)};
-  const Tensor mu = p.like(d_mu, "d_mu", {B, H, W, C}), var = p.like(d_var, "d_var", {B, H, W, C});
-  const Tensor cov = p.like(d_cov, "d_cov", {B, H, W, C}), v_map = p.like(v_map_, "v_map", {B, H, W, C});
-  const Tensor v_image1 = p.similar();
-  with_scalar(p.like, [&](auto s) {
-    using S = decltype(s);
-    auto a = p.args<S>(mu, var, cov);
-    a.v_map = in<S>(v_map), a.v_image1 = out<S>(v_image1);
-    if (v_map.numel()) cpu::ssim(a, B.size, true, torch_threads());
-  });
-  return v_image1;
-}
 
 // ---- instruction sets ----------------------------------------------------------------------------------------------
 
@@ -282,11 +128,11 @@ STABLE_TORCH_LIBRARY(gsfields, m) {
   m.def(
       "blend(Tensor values, Tensor means2d, Tensor conics, Tensor opacities, Tensor? background, "
       "Tensor? absgrad_sink, Tensor ids, Tensor tile_offsets, int width, int height) -> "
-      "(Tensor image, Tensor transmittance, Tensor used)");
+      "(Tensor image, Tensor transmittance, Tensor last)");
   m.def(
       "blend_backward(Tensor values, Tensor means2d, Tensor conics, Tensor opacities, Tensor? background, Tensor ids, "
-      "Tensor tile_offsets, Tensor used, Tensor v_image, Tensor v_transmittance, int width, int height, "
-      "bool geometry, bool to_values, bool absgrad) -> "
+      "Tensor tile_offsets, Tensor transmittance, Tensor last, Tensor v_image, Tensor v_transmittance, int width, "
+      "int height, bool geometry, bool to_values, bool absgrad) -> "
       "(Tensor v_values, Tensor v_means2d, Tensor v_conics, Tensor v_opacities, Tensor v_absgrad)");
   m.def("ssim(Tensor image1, Tensor image2) -> (Tensor map, Tensor d_mu, Tensor d_var, Tensor d_cov)");
   m.def("ssim_backward(Tensor image1, Tensor image2, Tensor d_mu, Tensor d_var, Tensor d_cov, Tensor v_map) -> Tensor");
@@ -300,11 +146,11 @@ STABLE_TORCH_LIBRARY_IMPL(gsfields, CPU, m) {
   m.impl("project_backward", TORCH_BOX(&gsfields::project_backward<gsfields::Cpu>));
   m.impl("spherical_harmonics", TORCH_BOX(&gsfields::spherical_harmonics<gsfields::Cpu>));
   m.impl("spherical_harmonics_backward", TORCH_BOX(&gsfields::spherical_harmonics_backward<gsfields::Cpu>));
-  m.impl("bin_tiles", TORCH_BOX(&gsfields::bin_tiles));
-  m.impl("blend", TORCH_BOX(&gsfields::blend));
-  m.impl("blend_backward", TORCH_BOX(&gsfields::blend_backward));
-  m.impl("ssim", TORCH_BOX(&gsfields::ssim));
-  m.impl("ssim_backward", TORCH_BOX(&gsfields::ssim_backward));
+  m.impl("bin_tiles", TORCH_BOX(&gsfields::bin_tiles<gsfields::Cpu>));
+  m.impl("blend", TORCH_BOX(&gsfields::blend<gsfields::Cpu>));
+  m.impl("blend_backward", TORCH_BOX(&gsfields::blend_backward<gsfields::Cpu>));
+  m.impl("ssim", TORCH_BOX(&gsfields::ssim<gsfields::Cpu>));
+  m.impl("ssim_backward", TORCH_BOX(&gsfields::ssim_backward<gsfields::Cpu>));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gsfields, CompositeExplicitAutograd, m) {

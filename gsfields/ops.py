@@ -288,7 +288,7 @@ def blend(
     Returns image [B, H, W, C] and transmittance [B, H, W].
     Differentiable in values, means2d, conics, opacities2d and background.
     """
-    image, transmittance, _used = _ops.blend(
+    image, transmittance, _last = _ops.blend(
         values, means2d, conics, opacities2d, background, absgrad_sink, ids, tile_offsets, width, height
     )
     return image, transmittance
@@ -304,14 +304,14 @@ def _(values, means2d, conics, opacities, background, absgrad_sink, ids, tile_of
     return (
         means2d.new_empty(B, height, width, C),
         means2d.new_empty(B, height, width),
-        means2d.new_empty(B * _tiles(width, height), dtype=torch.int32),
+        means2d.new_empty(B, height, width, dtype=torch.int32),
     )
 
 
 @torch.library.register_fake("gsfields::blend_backward")
 def _(  # type: ignore[no-untyped-def]
-    values, means2d, conics, opacities, background, ids, tile_offsets, used, v_image, v_transmittance, width, height,
-    geometry, to_values, absgrad,
+    values, means2d, conics, opacities, background, ids, tile_offsets, transmittance, last, v_image, v_transmittance,
+    width, height, geometry, to_values, absgrad,
 ):  # fmt: skip
     B, N = means2d.shape[0], means2d.shape[1] if geometry else 0
     return (
@@ -325,15 +325,15 @@ def _(  # type: ignore[no-untyped-def]
 
 def _blend_setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
     values, means2d, conics, opacities, background, _sink, ids, tile_offsets, *ctx.size = inputs
-    _image, transmittance, used = output
-    # The background's gradient alone needs the transmittance.
-    kept = transmittance if ctx.needs_input_grad[4] else None
-    ctx.save_for_backward(values, means2d, conics, opacities, background, ids, tile_offsets, used, kept)
-    ctx.mark_non_differentiable(used)
+    _image, transmittance, last = output
+    ctx.save_for_backward(
+        values, means2d, conics, opacities, background, ids, tile_offsets, transmittance, last
+    )
+    ctx.mark_non_differentiable(last)
 
 
-def _blend_backward(ctx, v_image, v_transmittance, _v_used):  # type: ignore[no-untyped-def]
-    *inputs, transmittance = ctx.saved_tensors
+def _blend_backward(ctx, v_image, v_transmittance, _v_last):  # type: ignore[no-untyped-def]
+    inputs = ctx.saved_tensors
     to_values, *geometry, to_background, absgrad = ctx.needs_input_grad[:6]
     want_geometry = any(geometry) or absgrad
     grads = _ops.blend_backward(
@@ -342,8 +342,9 @@ def _blend_backward(ctx, v_image, v_transmittance, _v_used):  # type: ignore[no-
     v_values, v_means2d, v_conics, v_opacities, v_absgrad = grads
     v_background = None
     if to_background:
+        background, transmittance = inputs[4], inputs[7]
         v_background = torch.einsum("bhwc,bhw->bc", v_image, transmittance)
-        v_background = v_background.sum(0) if inputs[4].dim() == 1 else v_background
+        v_background = v_background.sum(0) if background.dim() == 1 else v_background
     wanted = (to_values, want_geometry, want_geometry, want_geometry)
     outputs = (
         g if w else None for g, w in zip((v_values, v_means2d, v_conics, v_opacities), wanted, strict=True)

@@ -4,9 +4,7 @@
 //   cull   which of the tile's Gaussians reach it (vectorised over Gaussians),
 //   march  front to back: alpha, transmittance and weight of each survivor, for all pixels at once,
 //   mix    image += weights x values, a matrix product over any number of channels.
-// Backward marches again, then needs no vector of channels per pixel: with s_i = <v_i, dL/dpixel>,
-//   dL/dalpha_i = T_i s_i - (sum_{j>i} w_j s_j + T_end (<background, dL/dpixel> + dL/dT_end)) / (1 - alpha_i),
-// the sum being a scalar carried from back to front.
+// Backward marches again, then carries one scalar per pixel from back to front: math::pair_gradient().
 #pragma once
 
 #include "../math/bounds.h"
@@ -23,10 +21,9 @@ constexpr int kBatch = 512;       // Gaussians of a tile culled and marched at a
 constexpr int kPrefetch = 16;     // how many Gaussians ahead to fetch when loading a batch
 constexpr int kChannelBlock = 4;  // channels per pass of the backward product
 
-// What the march reads per Gaussian: the start of a Packed, and which Gaussian it is.
+// What the march reads per Gaussian.
 template <class S>
-struct alignas(32) Entry {
-  S x, y, a, b, c, opacity;
+struct alignas(32) Entry : math::PixelSplat<S> {
   int32_t id;
 };
 
@@ -55,7 +52,7 @@ void pack(const BlendArgs<S>& a, int64_t begin, int64_t end) {
     load_rows<V, 1>(a.opacities, i, end, &opacity);
     for (int l = 0; l < L; ++l) det[l] = math::determinant(S(conic[0][l]), S(conic[1][l]), S(conic[2][l]));
     const auto e = math::make_ellipse(conic[0], conic[1], conic[2], math::ellipse_level(opacity), det);
-    const S k = kExpScale<S>;
+    const S k = math::kExpScale<S>;
     const V rows[12] = {mean[0], mean[1], k / 2 * conic[0], k * conic[1], k / 2 * conic[2], opacity, e.inv_a, e.b,
                         e.aq,    e.det,   e.widest,         e.reach};
     static_assert(sizeof(Packed<S>) == 16 * sizeof(S));
@@ -93,8 +90,8 @@ GSF_HD void load_and_cull(const BlendArgs<S>& a, const TileGeometry<S, L>& tile,
   for (int j = 0; j < count; ++j) {
     __builtin_prefetch(&a.packed[ids[math::min(j + kPrefetch, count - 1)]]);
     const Packed<S>& p = a.packed[ids[j]];
-    entries[j] = {p.x, p.y, p.a, p.b, p.c, p.opacity, ids[j]};
-    c.x[j] = p.x - tile.x0, c.y[j] = p.y - tile.y0;
+    entries[j] = {p.at_pixels, ids[j]};
+    c.x[j] = p.at_pixels.x - tile.x0, c.y[j] = p.at_pixels.y - tile.y0;
     c.inv_a[j] = p.ellipse.inv_a, c.b[j] = p.ellipse.b, c.aq[j] = p.ellipse.aq, c.det[j] = p.ellipse.det;
     c.widest[j] = p.ellipse.widest, c.reach[j] = p.ellipse.reach;
   }
@@ -133,10 +130,11 @@ GSF_HD int block_list(const uint64_t* masks, int count, int block, int32_t* list
 }
 
 // One pixel per lane: position, transmittance so far, and the same again or 0 once the pixel accepts no more Gaussians
-// (or lies outside the image).
+// (or lies outside the image); the end of what it blended in the tile's list.
 template <class S, int L>
 struct Pixels {
   typename Lanes<S, L>::V x, y, T, live;
+  typename Lanes<S, L>::M last;
 };
 
 template <class S, int L>
@@ -147,29 +145,32 @@ GSF_HD Pixels<S, L> start_pixels(const TileGeometry<S, L>& tile, int block) {
     const int x = block % B::columns * B::width + l % B::width, y = block / B::columns * B::height + l / B::width;
     p.x[l] = S(tile.x0 + x) + S(0.5), p.y[l] = S(tile.y0 + y) + S(0.5);
     p.live[l] = x < tile.pixels_x && y < tile.pixels_y ? S(1) : S(0);
-    p.T[l] = 1;
+    p.T[l] = 1, p.last[l] = 0;
   }
   return p;
 }
 
 // Walks a block's list front to back, writing per survivor (an entry that some pixel blends) its index, its
-// weight alpha T, and for the backward pass alpha and T. Returns the number of survivors.
+// weight alpha T, and for the backward pass alpha and T. Returns the number of survivors. first: the list's place in
+// that of the tile.
 template <bool kKeep, class S, int L, class V = typename Lanes<S, L>::V>
-GSF_HD int march(const Entry<S>* entries, const int32_t* list, int count, Pixels<S, L>& p, int32_t* survivors,
-                 V* weights, V* alphas, V* Ts) {
+GSF_HD int march(const Entry<S>* entries, const int32_t* list, int count, int first, Pixels<S, L>& p,
+                 int32_t* survivors, V* weights, V* alphas, V* Ts) {
+  using M = typename Lanes<S, L>::M;
   int n = 0;
   const V zero = {};
   for (int k = 0; k < count; ++k) {
     const Entry<S>& e = entries[list[k]];
     const V dx = p.x - e.x, dy = p.y - e.y;
-    const V power = dx * (e.a * dx + e.b * dy) + e.c * dy * dy;
-    const V alpha = math::min(V(e.opacity * exp_negative(power)), V(zero + S(math::kAlphaMax)));
-    const V kept = (alpha >= S(math::kAlphaMin)) & (power >= S(0)) ? alpha : zero;
+    const V scaled = math::scaled_exponent(e, dx, dy), kept = math::pair_alpha(e, scaled, exp_negative(scaled));
     const V next = p.live * (1 - kept);
     const auto stop = next <= S(math::kTransmittanceMin);  // now, or earlier: then live and next are 0
     const V weight = stop ? zero : kept * p.live;
     weights[n] = weight;
-    if constexpr (kKeep) alphas[n] = stop ? zero : kept, Ts[n] = p.live;
+    if constexpr (kKeep)
+      alphas[n] = stop ? zero : kept, Ts[n] = p.live;
+    else
+      p.last = weight > zero ? M{} + (first + list[k] + 1) : p.last;
     survivors[n] = list[k];
     p.T = stop ? p.T : next;
     p.live = stop ? zero : next;
@@ -223,7 +224,6 @@ void blend_tile(const BlendArgs<S>& a, int64_t tile_index, void* scratch) {
     for (int64_t c = 0; c < C; ++c) s.sums[block * C + c] = V{};
   }
 
-  int64_t used = 0;
   for (int64_t first = begin; first < end && open; first += kBatch) {
     const int count = int(math::min(int64_t(kBatch), end - first));
     load_and_cull<S, L>(a, tile, a.ids + first, count, s.cull, s.entries, s.masks);
@@ -231,11 +231,11 @@ void blend_tile(const BlendArgs<S>& a, int64_t tile_index, void* scratch) {
       if (!(open >> block & 1)) continue;
       const int listed = block_list(s.masks, count, block, s.list);
       Pixels<S, L> p = s.pixels[block];
-      const int n = march<false>(s.entries, s.list, listed, p, s.survivors, s.weights, s.weights, s.weights);
+      const int n =
+          march<false>(s.entries, s.list, listed, int(first - begin), p, s.survivors, s.weights, s.weights, s.weights);
       s.pixels[block] = p;
       if (!any(p.live > V{})) open &= ~(uint64_t(1) << block);
       if (n == 0) continue;
-      used = math::max(used, first - begin + s.survivors[n - 1] + 1);
       V* sums = s.sums + block * C;
       int64_t c = 0;
       for (; c + 8 <= C; c += 8) mix<8>(s.entries, s.survivors, s.weights, n, a.values + c, C, sums + c);
@@ -245,14 +245,13 @@ void blend_tile(const BlendArgs<S>& a, int64_t tile_index, void* scratch) {
       if (C - c == 1) mix<1>(s.entries, s.survivors, s.weights, n, a.values + c, C, sums + c);
     }
   }
-  a.used[tile_index] = int32_t(used);
 
   for (int block = 0; block < B::count; ++block)
     for (int l = 0; l < L; ++l) {
       const int64_t pixel = tile.pixel(a, block, l);
       if (pixel < 0) continue;
       const S T = s.pixels[block].T[l];
-      a.transmittance[pixel] = T;
+      a.transmittance[pixel] = T, a.last[pixel] = int32_t(s.pixels[block].last[l]);
       S* out = a.image + pixel * C;
       for (int64_t c = 0; c < C; ++c) out[c] = s.sums[block * C + c][l] + (a.background ? T * a.background[c] : S(0));
     }
@@ -313,20 +312,16 @@ GSF_HD void products(const BlendBackwardArgs<S>& a, const Entry<S>* entries, con
 template <class S, int L, class V = typename Lanes<S, L>::V>
 GSF_HD void moments(const BlendBackwardArgs<S>& a, const BackwardScratch<S, L>& m, int n, const Pixels<S, L>& p,
                     V behind) {
-  const V zero = {};
   for (int k = n - 1; k >= 0; --k) {
     const Entry<S>& e = m.entries[m.survivors[k]];
-    const V alpha = m.alphas[k];
-    const V v_alpha = m.Ts[k] * m.s[k] - behind / (1 - alpha);
+    const V q = math::pair_gradient<S>(m.alphas[k], m.Ts[k], m.s[k], behind);
     behind += m.weights[k] * m.s[k];
-    // A clamped alpha does not move with the exponent; a pixel that was not hit has alpha 0.
-    const V q = alpha < S(math::kAlphaMax) ? -alpha * v_alpha : zero;
-    const V dx = p.x - e.x, dy = p.y - e.y, qx = q * dx, qy = q * dy;
+    V sums[kMoments];
+    math::pair_moments(e, V(p.x - e.x), V(p.y - e.y), q, sums);
     S* out = a.records + m.survivors[k] * a.record_size;
-    add_sums(q, qx, qy, V(qx * dx), out);
-    // dσ/dmean = -conic d; the entry's conic is scaled by kExpScale and halved on the diagonal.
-    const V gx = 2 * e.a * qx + e.b * qy, gy = e.b * qx + 2 * e.c * qy;
-    add_sums(V(qx * dy), V(qy * dy), V(gx < zero ? -gx : gx), V(gy < zero ? -gy : gy), out + kQxy);
+    add_sums(sums[0], sums[1], sums[2], sums[3], out);
+    add_sums(sums[4], sums[5], sums[6], sums[7], out + 4);
+    static_assert(kMoments == 8);
   }
 }
 
@@ -336,7 +331,7 @@ void blend_backward_tile(const BlendBackwardArgs<S>& a, int64_t tile_index, void
   using V = typename Lanes<S, L>::V;
   const auto& f = a.forward;
   const TileGeometry<S, L> tile(f, tile_index);
-  const int used = f.used[tile_index];
+  const int used = a.used[tile_index];
   const int64_t C = f.channels;
   BackwardScratch<S, L> m(scratch, used, C);
   __builtin_memset(a.records, 0, sizeof(S) * size_t(used) * size_t(a.record_size));
@@ -348,7 +343,7 @@ void blend_backward_tile(const BlendBackwardArgs<S>& a, int64_t tile_index, void
     if (!tile.inside(block)) continue;
     const int listed = block_list(m.masks, used, block, m.list);
     Pixels<S, L> p = start_pixels<S, L>(tile, block);
-    const int n = march<true>(m.entries, m.list, listed, p, m.survivors, m.weights, m.alphas, m.Ts);
+    const int n = march<true>(m.entries, m.list, listed, 0, p, m.survivors, m.weights, m.alphas, m.Ts);
     if (n == 0) continue;
 
     V v_T = {};

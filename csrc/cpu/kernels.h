@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "../kernel_args.h"
+#include "../math/blend.h"
 #include "../math/bounds.h"
 #include "../math/common.h"
 
@@ -31,11 +32,10 @@ struct SpanArgs {
   int tiles_x, tiles_y;
 };
 
-// A splat ready to be evaluated and culled: centre, conic scaled so that alpha = opacity · 2^-(a dx² + b dx dy + c dy²)
-// (natural exponent in double), and the ellipse alpha >= 1/255.
+// A splat ready to be evaluated and culled; the ellipse is alpha >= 1/255.
 template <class S>
 struct alignas(64) Packed {
-  S x, y, a, b, c, opacity;
+  math::PixelSplat<S> at_pixels;
   math::Ellipse<S> ellipse;
 };
 
@@ -50,16 +50,16 @@ struct BlendArgs {
   int64_t channels;
   int width, height, tiles_x;
   S *image, *transmittance;  // [H,W,C] [H,W]
-  int32_t* used;             // [tiles] length of the prefix of each tile's list that reached a pixel
+  int32_t* last;             // [H,W] how much of the tile's list lies before the end of what each pixel blended
 };
 
-// Per (Gaussian, tile) sums of the backward pass: moments of q = dL/dσ (σ: the exponent) about the Gaussian's
-// centre d, the sums of |dL/dmean| per axis, then dL/dvalues. From the moments follow all geometry gradients.
-enum Moment { kQ, kQx, kQy, kQxx, kQxy, kQyy, kAbsX, kAbsY, kMoments };
+// Records hold, per (Gaussian, tile) pair, the sums over the tile's pixels of math::Moment, then of dL/dvalues.
+using math::kMoments;
 
 template <class S>
 struct BlendBackwardArgs {
-  BlendArgs<S> forward;                // image and transmittance unused, used read
+  BlendArgs<S> forward;                // outputs unused
+  const int32_t* used;                 // [tiles] the largest `last` of each tile
   const S *v_image, *v_transmittance;  // [H,W,C] [H,W]
   bool geometry, to_values;
   int64_t record_size;  // geometry ? kMoments : 0, plus to_values ? channels rounded up to 4 : 0

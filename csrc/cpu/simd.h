@@ -56,13 +56,8 @@ GSF_HD bool any(M m) {
   return some;
 }
 
-// exp(-x) for x >= 0, given x * kExpScale<S>. Float: 2^-x by a minimax polynomial of degree 5 on [-1/2, 1/2]
+// exp(-x) for x >= 0, given x * math::kExpScale<S>. Float: 2^-x by a minimax polynomial of degree 5 on [-1/2, 1/2]
 // (relative error 8e-8); double: the library's exp, lane by lane.
-template <class S>
-constexpr S kExpScale = S(1);
-template <>
-constexpr float kExpScale<float> = 1.44269504088896340736f;  // log2(e)
-
 template <class V>
 GSF_HD V exp_negative(V scaled) {
   if constexpr (sizeof(scaled[0]) == 4) {

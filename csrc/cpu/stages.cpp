@@ -102,7 +102,7 @@ void add_records(const BlendBackwardArgs<S>& a, const Group& g, const S* records
   for (int64_t t = g.begin; t < g.end; ++t) {
     const int32_t* ids = a.forward.ids + a.forward.tile_offsets[t];
     const S* of_tile = records + g.offset[size_t(t - g.begin)] * a.record_size;
-    const int used = a.forward.used[t];
+    const int used = a.used[t];
     for (int first = 0; first < used; first += kBlock) {
       int n = 0;
       for (int j = first; j < std::min(first + kBlock, used); ++j) {
@@ -125,23 +125,14 @@ void add_records(const BlendBackwardArgs<S>& a, const Group& g, const S* records
   }
 }
 
-// With d = pixel - mean and σ = ½ dᵀ conic d: dσ/dmean = -conic d, dσ/dconic = (½ dx², dx dy, ½ dy²), and
-// alpha = opacity exp(-σ) gives dL/dopacity = -Σq / opacity.
 template <class S>
 void finish_geometry(const BlendInput<S>& in, const S* moments, const BlendGrads<S>& grads, int64_t at, int64_t begin,
                      int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    const S *m = moments + i * kMoments, *conic = in.conics + 3 * (at + i), opacity = in.opacities[at + i];
-    S* v_mean = grads.v_means2d + 2 * (at + i);
-    v_mean[0] = -(conic[0] * m[kQx] + conic[1] * m[kQy]);
-    v_mean[1] = -(conic[1] * m[kQx] + conic[2] * m[kQy]);
-    S* v_conic = grads.v_conics + 3 * (at + i);
-    v_conic[0] = S(0.5) * m[kQxx], v_conic[1] = m[kQxy], v_conic[2] = S(0.5) * m[kQyy];
-    grads.v_opacities[at + i] = m[kQ] == 0 ? S(0) : -m[kQ] / opacity;
-    if (!grads.absgrad) continue;
-    // The kernel's conic is scaled by log2(e) in float32; undo it.
-    const S scale = sizeof(S) == 4 ? S(0.693147180559945309) : S(1);
-    grads.absgrad[2 * (at + i)] = scale * m[kAbsX], grads.absgrad[2 * (at + i) + 1] = scale * m[kAbsY];
+    const int64_t k = at + i;
+    math::gradients_from_moments(moments + i * kMoments, in.conics + 3 * k, in.opacities[k], grads.v_means2d + 2 * k,
+                                 grads.v_conics + 3 * k, grads.v_opacities + k,
+                                 grads.absgrad ? grads.absgrad + 2 * k : nullptr);
   }
 }
 
@@ -161,7 +152,7 @@ void parallel_ranges(const Threads& threads, int64_t n, int64_t grain, const std
 }
 
 template <class S>
-void blend(const BlendInput<S>& in, S* image, S* transmittance, int32_t* used, const Threads& threads) {
+void blend(const BlendInput<S>& in, S* image, S* transmittance, int32_t* last, const Threads& threads) {
   const Kernels<S>& kernel = kernels().of<S>();
   const int64_t tiles = int64_t(tiles_along(in.width)) * tiles_along(in.height), pixels = int64_t(in.width) * in.height;
   const Memory packed = pack_views(in, threads);
@@ -171,9 +162,25 @@ void blend(const BlendInput<S>& in, S* image, S* transmittance, int32_t* used, c
     BlendArgs<S> a = view_args(in, view);
     a.packed = static_cast<Packed<S>*>(packed.get()) + view * in.n;
     a.image = image + view * pixels * in.channels, a.transmittance = transmittance + view * pixels;
-    a.used = used + view * tiles;
+    a.last = last + view * pixels;
     kernel.blend_tile(a, item % tiles, scratch[size_t(worker)].get());
   });
+}
+
+template <class S>
+std::vector<int32_t> used_lists(const BlendInput<S>& in, const int32_t* last) {
+  const int tiles_x = tiles_along(in.width), tiles_y = tiles_along(in.height);
+  std::vector<uint32_t> used(size_t(in.views) * size_t(tiles_x) * size_t(tiles_y), 0);  // -1 is then the largest
+  for (int64_t row = 0; row < in.views * in.height; ++row) {
+    const int64_t tile_row = row / in.height * tiles_y + row % in.height / math::kTile;
+    for (int x = 0; x < in.width; ++x) {
+      uint32_t& most = used[size_t(tile_row * tiles_x + x / math::kTile)];
+      most = std::max(most, uint32_t(last[row * in.width + x]));
+    }
+  }
+  std::vector<int32_t> result(used.size());
+  std::transform(used.begin(), used.end(), result.begin(), [](uint32_t n) { return std::max(int32_t(n), -1); });
+  return result;
 }
 
 template <class S>
@@ -194,7 +201,7 @@ void blend_backward(const BlendInput<S>& in, const int32_t* used, const BlendGra
     BlendBackwardArgs<S> a{};
     a.forward = view_args(in, view);
     a.forward.packed = static_cast<Packed<S>*>(packed.get()) + view * in.n;
-    a.forward.used = const_cast<int32_t*>(used) + view * tiles;
+    a.used = used + view * tiles;
     a.v_image = grads.v_image + view * pixels * in.channels, a.v_transmittance = grads.v_transmittance + view * pixels;
     a.geometry = geometry, a.to_values = grads.v_values != nullptr;
     a.record_size = (geometry ? kMoments : 0) + (a.to_values ? (in.channels + 3) / 4 * 4 : 0);
@@ -202,7 +209,7 @@ void blend_backward(const BlendInput<S>& in, const int32_t* used, const BlendGra
                            grads.v_values ? grads.v_values + view * in.values_stride : nullptr};
     if (geometry) std::fill_n(out.moments, in.n * kMoments, S(0));
 
-    const auto groups = make_groups(a.forward.used, tiles, a.record_size * int64_t(sizeof(S)));
+    const auto groups = make_groups(a.used, tiles, a.record_size * int64_t(sizeof(S)));
     int64_t most = 0;
     for (const Group& g : groups) most = std::max(most, g.offset.back());
     const Memory records = allocate(most * a.record_size * int64_t(sizeof(S)));
@@ -210,7 +217,7 @@ void blend_backward(const BlendInput<S>& in, const int32_t* used, const BlendGra
       for_each_item(threads, g.begin, g.end, [&](int64_t tile, int worker) {
         BlendBackwardArgs<S> of_tile = a;
         of_tile.records = static_cast<S*>(records.get()) + g.offset[size_t(tile - g.begin)] * a.record_size;
-        if (a.forward.used[tile]) kernel.blend_backward_tile(of_tile, tile, scratch[size_t(worker)].get());
+        if (a.used[tile]) kernel.blend_backward_tile(of_tile, tile, scratch[size_t(worker)].get());
       });
       parallel_ranges(threads, in.n, 256, [&](int64_t begin, int64_t end) {
         add_records(a, g, static_cast<const S*>(records.get()), out, begin, end);
@@ -245,6 +252,8 @@ template void blend(const BlendInput<float>&, float*, float*, int32_t*, const Th
 template void blend(const BlendInput<double>&, double*, double*, int32_t*, const Threads&);
 template void blend_backward(const BlendInput<float>&, const int32_t*, const BlendGrads<float>&, const Threads&);
 template void blend_backward(const BlendInput<double>&, const int32_t*, const BlendGrads<double>&, const Threads&);
+template std::vector<int32_t> used_lists(const BlendInput<float>&, const int32_t*);
+template std::vector<int32_t> used_lists(const BlendInput<double>&, const int32_t*);
 template void ssim(SsimArgs<float>, int64_t, bool, const Threads&);
 template void ssim(SsimArgs<double>, int64_t, bool, const Threads&);
 

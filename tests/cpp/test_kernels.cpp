@@ -137,7 +137,7 @@ struct Forward {
   Array<int64_t> offsets;
   std::unique_ptr<Array<int32_t>> ids;
   Array<S> image, transmittance;
-  Array<int32_t> used;
+  Array<int32_t> last;
 
   explicit Forward(const Size& s)
       : means2d(2 * s.n * s.views),
@@ -148,7 +148,7 @@ struct Forward {
         offsets(tiles(s) + 1),
         image(s.views * s.height * s.width * s.channels),
         transmittance(s.views * s.height * s.width),
-        used(tiles(s)) {}
+        last(s.views * s.height * s.width) {}
 
   static int64_t tiles(const Size& s) { return s.views * tiles_along(s.width) * tiles_along(s.height); }
 };
@@ -218,7 +218,7 @@ Forward<S> forward(const Scene<S>& scene, const Threads& workers) {
   Forward<S> out(scene.size);
   project(scene, out);
   bin(scene.size, out, workers);
-  blend(blend_input(scene, out), out.image.get(), out.transmittance.get(), out.used.get(), workers);
+  blend(blend_input(scene, out), out.image.get(), out.transmittance.get(), out.last.get(), workers);
   return out;
 }
 
@@ -244,7 +244,7 @@ struct Backward {
         v_views((scene.size.n + kProjectChunk - 1) / kProjectChunk * scene.size.views * 12) {
     Random rng{std::mt19937_64(9)};
     rng.fill(v_image, -1, 1), rng.fill(v_transmittance, -1, 1), rng.fill(v_depths, -1, 1);
-    blend_backward(blend_input(scene, f), f.used.get(),
+    blend_backward(blend_input(scene, f), used_lists(blend_input(scene, f), f.last.get()).data(),
                    {v_image.get(), v_transmittance.get(), v_values.get(), v_means2d.get(), v_conics.get(),
                     v_opacities2d.get(), absgrad.get()},
                    workers);
@@ -412,7 +412,7 @@ void test_hostile_splats(uint64_t seed, const std::string& where) {
     if (new_lists) bin(size, f, workers);
     const auto inside = [&](int32_t id) { return id >= 0 && id < size.n; };
     check(std::all_of(f.ids->begin(), f.ids->end(), inside), where + "hostile splats: ids");
-    blend(blend_input(scene, f), f.image.get(), f.transmittance.get(), f.used.get(), workers);
+    blend(blend_input(scene, f), f.image.get(), f.transmittance.get(), f.last.get(), workers);
     const Backward<S> grads(scene, f, workers);
     const auto share = [](S T) { return T > S(0.99e-4) && T <= 1; };
     check(std::all_of(f.transmittance.begin(), f.transmittance.end(), share), where + "hostile splats: transmittance");

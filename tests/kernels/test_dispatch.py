@@ -22,7 +22,7 @@ def samples(dtype: torch.dtype, n: int, views: int) -> dict[str, tuple]:
     values, background = uniform(rng, 0, 1, n, 3).to(dtype), uniform(rng, 0, 1, 3).to(dtype)
     geometry = (splats.means2d, splats.conics, splats.opacities2d)
     sink = torch.zeros_like(splats.means2d)
-    _, _, used = native.blend(values, *geometry, background, sink, *lists, 20, 18)
+    _, transmittance, last = native.blend(values, *geometry, background, sink, *lists, 20, 18)
     dirs, sh0, shN = (normal(rng, *shape).to(dtype) for shape in ((views, n, 3), (n, 1, 4), (n, 8, 4)))
     masks = torch.rand(views, n, generator=rng) < 0.7
     image1, image2 = (uniform(rng, 0, 1, 2, 13, 15, 3).to(dtype) for _ in range(2))
@@ -37,7 +37,7 @@ def samples(dtype: torch.dtype, n: int, views: int) -> dict[str, tuple]:
         "spherical_harmonics_backward": (dirs, sh0, shN, masks, 2, normal(rng, views, n, 4).to(dtype)),
         "bin_tiles": splats.binning,
         "blend": (values, *geometry, background, sink, *lists, 20, 18),
-        "blend_backward": (values, *geometry, background, *lists, used, *upstream, 20, 18, True, True, True),
+        "blend_backward": (values, *geometry, background, *lists, transmittance, last, *upstream, 20, 18, True, True, True),
         "ssim": (image1, image2),
         "ssim_backward": (image1, image2, *native.ssim(image1, image2)[1:], image1),
     }  # fmt: skip
