@@ -57,6 +57,7 @@ struct BlendInput {
   int64_t n, views, channels, values_stride, background_stride;
   const S *values, *means2d, *conics, *opacities, *background;
   const int32_t* ids;
+  int64_t pairs;  // length of ids
   const int64_t* tile_offsets;
   int width, height;
 };

@@ -87,7 +87,8 @@ struct Blend {
     a.values_stride = values.dim() == 3 ? n * channels : 0;
     a.background_stride = background && background->dim() == 2 ? channels : 0;
     a.values = in<S>(values), a.means2d = in<S>(means2d), a.conics = in<S>(conics), a.opacities = in<S>(opacities);
-    a.background = in<S>(background), a.ids = in<int32_t>(ids), a.tile_offsets = in<int64_t>(tile_offsets);
+    a.background = in<S>(background), a.ids = in<int32_t>(ids), a.pairs = ids.size(0),
+    a.tile_offsets = in<int64_t>(tile_offsets);
     return a;
   }
 };

@@ -129,9 +129,7 @@ def _cuda_backend(torch: ModuleType | Exception) -> Finding:
     built = f"{library.name}{_compiler(library)}"
     if isinstance(torch, Exception) or not torch.cuda.is_available():
         return Finding("CUDA backend", f"{built}, unused: torch sees no GPU", False, "see GPU")
-    return Finding(
-        "CUDA backend", f"{built}, usable: projection and spherical harmonics; the rest needs the CPU so far"
-    )
+    return Finding("CUDA backend", f"{built}, usable")
 
 
 def _gpu(torch: ModuleType | Exception) -> Finding:

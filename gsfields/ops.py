@@ -4,12 +4,15 @@ Everything else in the package reaches the native kernels through this module. S
 C channels, H x W pixels, I (Gaussian, tile) pairs. All floating-point tensors of a call share one dtype
 (float32 or float64) and one device. Bad arguments raise ValueError with one sentence that names the argument.
 
-Forward and backward are bit-identical over repeated runs and over any number of threads, for one instruction set.
+On the CPU forward and backward are bit-identical over repeated runs and over any number of threads, for one
+instruction set. On a GPU the forward is; the backward pass of blend() adds in an order that varies, and so do its last
+bits: under torch.use_deterministic_algorithms(True) it raises RuntimeError (or warns, with warn_only).
 A Gaussian with a non-finite parameter or a zero quaternion is not drawn and receives zero gradients. A non-finite
-value reaches at most the 4x4 block of pixels around a pixel that its Gaussian touches.
+value reaches at most the 4x4 block of pixels around a pixel that its Gaussian touches, on a GPU that pixel alone.
 """
 
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -332,10 +335,24 @@ def _blend_setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
     ctx.mark_non_differentiable(last)
 
 
+def _alert_if_deterministic(op: str) -> None:
+    """As torch's own ops that have no deterministic implementation."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return
+    message = (
+        f"{op} has no deterministic implementation on CUDA, but torch.use_deterministic_algorithms is on"
+    )
+    if not torch.is_deterministic_algorithms_warn_only_enabled():
+        raise RuntimeError(message)
+    warnings.warn(message, stacklevel=2)
+
+
 def _blend_backward(ctx, v_image, v_transmittance, _v_last):  # type: ignore[no-untyped-def]
     inputs = ctx.saved_tensors
     to_values, *geometry, to_background, absgrad = ctx.needs_input_grad[:6]
     want_geometry = any(geometry) or absgrad
+    if v_image.is_cuda and (want_geometry or to_values):
+        _alert_if_deterministic("the backward pass of gsfields.ops.blend")
     grads = _ops.blend_backward(
         *inputs, v_image, v_transmittance, *ctx.size, want_geometry, to_values, absgrad
     )

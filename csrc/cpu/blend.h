@@ -314,7 +314,7 @@ GSF_HD void moments(const BlendBackwardArgs<S>& a, const BackwardScratch<S, L>& 
                     V behind) {
   for (int k = n - 1; k >= 0; --k) {
     const Entry<S>& e = m.entries[m.survivors[k]];
-    const V q = math::pair_gradient<S>(m.alphas[k], m.Ts[k], m.s[k], behind);
+    const V q = math::pair_gradient<S>(m.alphas[k], V(1 / (1 - m.alphas[k])), m.Ts[k], m.s[k], behind);
     behind += m.weights[k] * m.s[k];
     V sums[kMoments];
     math::pair_moments(e, V(p.x - e.x), V(p.y - e.y), q, sums);

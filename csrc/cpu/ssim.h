@@ -1,7 +1,8 @@
-// Structural similarity (Wang et al. 2004) with an 11x11 Gaussian window of sigma 1.5, zero outside the image, and
-// its derivative. Bands of rows: filter each row horizontally, then combine eleven filtered rows. Included by isa.cpp.
+// Structural similarity of images that are zero outside, and its derivative (csrc/math/ssim.h). Bands of rows: filter
+// each row horizontally, then combine eleven filtered rows. Included by isa.cpp.
 #pragma once
 
+#include "../math/ssim.h"
 #include "kernels.h"
 #include "simd.h"
 
@@ -10,21 +11,13 @@ namespace {
 using namespace gsfields;
 using namespace gsfields::cpu;
 
-constexpr int kSsimWindow = 11;  // taps of the SSIM window
-constexpr int kHalf = kSsimWindow / 2;
+constexpr int kHalf = math::kSsimHalf;
 
-// exp(-k²/(2·1.5²)), normalised over k = -5..5; entry |k|.
-constexpr double kSsimTaps[kHalf + 1] = {0.26601172486179436, 0.2130055377112537,   0.10936068950970002,
-                                         0.03600077212843083, 0.007598758135239185, 0.00102838008447911};
-
-// out[i] = sum_k tap(k) in[i + k·step], `in` being readable 5·step to either side.
+// Filters n elements with `step` from tap to tap, `in` being readable 5·step to either side.
 template <class S>
 GSF_HD void filter(const S* in, int64_t n, int64_t step, S* __restrict__ out) {
-  for (int64_t i = 0; i < n; ++i) {
-    S sum = S(kSsimTaps[0]) * in[i];
-    for (int k = 1; k <= kHalf; ++k) sum += S(kSsimTaps[k]) * (in[i - k * step] + in[i + k * step]);
-    out[i] = sum;
-  }
+  for (int64_t i = 0; i < n; ++i)
+    out[i] = math::ssim_filter<S>([=](int k) __attribute__((always_inline)) { return in[i + k * step]; });
 }
 
 // Scratch: Q quantities filtered along x for the rows of a band with their margins, one padded row, one result row
@@ -45,7 +38,7 @@ struct SsimScratch {
 template <class S>
 int64_t ssim_scratch(int64_t row, int64_t band) {
   // channels <= row, so 11 rows hold any padded row.
-  return int64_t(sizeof(S)) * ((band + 2 * kHalf + 1) * SsimScratch<S>::quantities + kSsimWindow) * row;
+  return int64_t(sizeof(S)) * ((band + 2 * kHalf + 1) * SsimScratch<S>::quantities + math::kSsimWindow) * row;
 }
 
 // Filters `value(i)` of image row y along x into quantity q of scratch row `slot`; rows outside the image are zero.
@@ -74,7 +67,6 @@ void ssim_rows(const SsimArgs<S>& a, int64_t begin, int64_t end, void* scratch) 
     filter_row(a, s, y, slot, 3, [=](int64_t i) __attribute__((always_inline)) { return t[i] * t[i]; });
     filter_row(a, s, y, slot, 4, [=](int64_t i) __attribute__((always_inline)) { return p[i] * t[i]; });
   }
-  const S c1 = S(0.01 * 0.01), c2 = S(0.03 * 0.03);
   for (int64_t y = begin; y < end; ++y) {
     filter(s.rows + (y - begin + kHalf) * s.stride, s.stride, s.stride, s.result);
     const int64_t row = s.row, at = y * row;
@@ -83,14 +75,8 @@ void ssim_rows(const SsimArgs<S>& a, int64_t begin, int64_t end, void* scratch) 
     S* __restrict__ d_cov = a.d_cov + at;
     for (int64_t i = 0; i < row; ++i) {
       const S mu1 = m1[i], mu2 = m2[i];
-      const S A = 2 * mu1 * mu2 + c1, B = 2 * (e12[i] - mu1 * mu2) + c2;
-      const S C = mu1 * mu1 + mu2 * mu2 + c1, D = e11[i] - mu1 * mu1 + e22[i] - mu2 * mu2 + c2;
-      const S inv_CD = 1 / (C * D), ssim = A * B * inv_CD;
-      map[i] = ssim;
-      // By E[x], E[x²] and E[xy]; the variances contain E[x]² and E[x]E[y].
-      d_mu[i] = 2 * mu2 * (B - A) * inv_CD + 2 * mu1 * ssim * (C - D) * inv_CD;
-      d_var[i] = -ssim * C * inv_CD;
-      d_cov[i] = 2 * A * inv_CD;
+      const auto point = math::ssim_point(mu1, mu2, e11[i] - mu1 * mu1 + e22[i] - mu2 * mu2, e12[i] - mu1 * mu2);
+      map[i] = point.map, d_mu[i] = point.d_mu, d_var[i] = point.d_var, d_cov[i] = point.d_cov;
     }
   }
 }

@@ -5,43 +5,94 @@
 
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "../per_gaussian.h"
+#include "../per_pixel.h"
 #include "device.h"
 #include "kernels.h"
+#include "launch.h"
 
 namespace gsfields {
 namespace {
+
+// Tensors that live until the work of an op is on the stream: torch's allocator hands their memory on in the order of
+// the stream.
+class Scratch {
+ public:
+  explicit Scratch(const Tensor& like) : like_(like) {}
+  operator cuda::Allocate() {
+    return [this](int64_t bytes) {
+      tensors_.push_back(make(like_, {bytes}, ScalarType::Byte));
+      return tensors_.back().mutable_data_ptr();
+    };
+  }
+
+ private:
+  const Tensor& like_;
+  std::vector<Tensor> tensors_;
+};
 
 struct Cuda {
   static constexpr bool kOnHost = false;
 
   template <class S>
   static void project(const Projection& p, const ProjectArgs<S>& a) {
-    launched(cuda::project(a, cuda::Device(p.means).stream()), "project");
+    run("project", p.means, [&](cudaStream_t stream) { return cuda::project(a, stream); });
   }
 
   static int64_t projection_parts(int64_t n) { return cuda::projection_parts(n); }
 
   template <class S>
   static void project_backward(const Projection& p, const ProjectBackwardArgs<S>& a, S* v_viewmats) {
-    launched(cuda::project_backward(a, v_viewmats, cuda::Device(p.means).stream()), "project_backward");
+    run("project_backward", p.means,
+        [&](cudaStream_t stream) { return cuda::project_backward(a, v_viewmats, stream); });
   }
 
   template <class S>
   static void sh(const Harmonics& h, const ShArgs<S>& a) {
-    launched(cuda::sh(a, cuda::Device(h.dirs).stream()), "spherical_harmonics");
+    run("spherical_harmonics", h.dirs, [&](cudaStream_t stream) { return cuda::sh(a, stream); });
   }
 
   template <class S>
   static void sh_backward(const Harmonics& h, const ShArgs<S>& a) {
-    launched(cuda::sh_backward(a, cuda::Device(h.dirs).stream()), "spherical_harmonics_backward");
+    run("spherical_harmonics_backward", h.dirs, [&](cudaStream_t stream) { return cuda::sh_backward(a, stream); });
+  }
+
+  template <class S, class MakeIds>
+  static void bin(const Tensor& like, const BinInput<S>& in, int64_t* tile_offsets, const MakeIds& make_ids) {
+    Scratch scratch(like);
+    run("bin_tiles", like, [&](cudaStream_t stream) { return cuda::bin(in, tile_offsets, make_ids, scratch, stream); });
+  }
+
+  template <class S>
+  static void blend(const Blend& b, const BlendInput<S>& in, S* image, S* transmittance, int32_t* last) {
+    Scratch scratch(b.means2d);
+    run("blend", b.means2d,
+        [&](cudaStream_t stream) { return cuda::blend(in, image, transmittance, last, scratch, stream); });
+  }
+
+  template <class S>
+  static void blend_backward(const Blend& b, const BlendInput<S>& in, const S* transmittance, const int32_t* last,
+                             const BlendGrads<S>& grads) {
+    Scratch scratch(b.means2d);
+    run("blend_backward", b.means2d,
+        [&](cudaStream_t stream) { return cuda::blend_backward(in, transmittance, last, grads, scratch, stream); });
+  }
+
+  template <class S>
+  static void ssim(const Ssim& p, const SsimArgs<S>& a, int64_t images, bool backward) {
+    run(backward ? "ssim_backward" : "ssim", p.image1,
+        [&](cudaStream_t stream) { return cuda::ssim(a, images, backward, stream); });
   }
 
  private:
-  static void launched(cudaError_t error, const char* op) {
-    if (error != cudaSuccess)
-      throw std::runtime_error(std::string("the CUDA kernel of ") + op +
+  template <class F>
+  static void run(const char* op, const Tensor& on, const F& launch) {
+    const cuda::Device device(on);
+    GSF_RANGE(op);
+    if (const cudaError_t error = launch(device.stream()); error != cudaSuccess)
+      throw std::runtime_error(std::string("the CUDA kernels of ") + op +
                                " could not be launched: " + cudaGetErrorString(error));
   }
 };
@@ -54,4 +105,9 @@ STABLE_TORCH_LIBRARY_IMPL(gsfields, CUDA, m) {
   m.impl("project_backward", TORCH_BOX(&gsfields::project_backward<gsfields::Cuda>));
   m.impl("spherical_harmonics", TORCH_BOX(&gsfields::spherical_harmonics<gsfields::Cuda>));
   m.impl("spherical_harmonics_backward", TORCH_BOX(&gsfields::spherical_harmonics_backward<gsfields::Cuda>));
+  m.impl("bin_tiles", TORCH_BOX(&gsfields::bin_tiles<gsfields::Cuda>));
+  m.impl("blend", TORCH_BOX(&gsfields::blend<gsfields::Cuda>));
+  m.impl("blend_backward", TORCH_BOX(&gsfields::blend_backward<gsfields::Cuda>));
+  m.impl("ssim", TORCH_BOX(&gsfields::ssim<gsfields::Cuda>));
+  m.impl("ssim_backward", TORCH_BOX(&gsfields::ssim_backward<gsfields::Cuda>));
 }

@@ -13,6 +13,16 @@ namespace gsfields::cuda {
 // Memory of the current device for as long as a stage runs on its stream: allocate(bytes), aligned to 256.
 using Allocate = std::function<void*(int64_t bytes)>;
 
+template <class T>
+T* allocate_array(const Allocate& allocate, int64_t count) {
+  return static_cast<T*>(allocate(count * int64_t(sizeof(T))));
+}
+
+template <class T>
+cudaError_t zero(T* array, int64_t count, cudaStream_t stream) {
+  return cudaMemsetAsync(array, 0, size_t(count) * sizeof(T), stream);
+}
+
 // A view whose camera math::usable_camera() refuses sees nothing.
 template <class S>
 cudaError_t project(const ProjectArgs<S>& a, cudaStream_t stream);
@@ -38,7 +48,8 @@ cudaError_t bin(const BinInput<S>& in, int64_t* tile_offsets, const std::functio
 
 // last: [B,H,W], for each pixel how much of its tile's list lies before the end of what it blended.
 template <class S>
-cudaError_t blend(const BlendInput<S>& in, S* image, S* transmittance, int32_t* last, cudaStream_t stream);
+cudaError_t blend(const BlendInput<S>& in, S* image, S* transmittance, int32_t* last, const Allocate& allocate,
+                  cudaStream_t stream);
 
 // Sums over pixels and tiles are atomic: their order, and so the last bits, vary from run to run.
 template <class S>

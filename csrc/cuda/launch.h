@@ -2,6 +2,9 @@
 #pragma once
 
 #include <cuda_runtime_api.h>
+#if defined(GSFIELDS_NVTX)
+#include <nvtx3/nvToolsExt.h>
+#endif
 
 #include <cstdint>
 
@@ -14,8 +17,10 @@ inline int64_t blocks_for(int64_t items, int block) { return (items + block - 1)
 
 // Launches the kernel for `blocks` blocks of `threads` threads and returns the error; no blocks are no launch.
 // A kernel with several template arguments goes in parentheses. `bytes`: of dynamic shared memory.
-#define GSF_LAUNCH_SHARED(kernel, blocks, threads, bytes, stream, ...) \
-  ((blocks) > 0 ? (kernel<<<unsigned(blocks), threads, bytes, stream>>>(__VA_ARGS__), cudaGetLastError()) : cudaSuccess)
+#define GSF_LAUNCH_SHARED(kernel, blocks, threads, bytes, stream, ...)                                            \
+  ((blocks) > INT32_MAX ? cudaErrorInvalidConfiguration                                                           \
+   : (blocks) > 0       ? (kernel<<<unsigned(blocks), threads, bytes, stream>>>(__VA_ARGS__), cudaGetLastError()) \
+                        : cudaSuccess)
 #define GSF_LAUNCH(kernel, blocks, threads, stream, ...) \
   GSF_LAUNCH_SHARED(kernel, blocks, threads, 0, stream, __VA_ARGS__)
 
@@ -27,9 +32,21 @@ inline int64_t blocks_for(int64_t items, int block) { return (items + block - 1)
 
 #endif
 
-// Runs a step of a stage; an error ends the stage and is returned.
+// A named range on the timeline of a profiler, until the end of the scope: built with GSFIELDS_NVTX=1.
+#if defined(GSFIELDS_NVTX)
+struct Range {
+  explicit Range(const char* name) { nvtxRangePushA(name); }
+  ~Range() { nvtxRangePop(); }
+};
+#define GSF_RANGE(name) const gsfields::cuda::Range gsf_range(name)
+#else
+#define GSF_RANGE(name) static_assert(true)
+#endif
+
+// Runs a step of a stage, a range of its own; an error ends the stage and is returned.
 #define GSF_STEP(...)                                                                \
   do {                                                                               \
+    GSF_RANGE(#__VA_ARGS__);                                                         \
     if (const cudaError_t error = (__VA_ARGS__); error != cudaSuccess) return error; \
   } while (false)
 

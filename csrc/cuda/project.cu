@@ -1,7 +1,7 @@
 // Projection on the GPU: a thread takes one Gaussian through all views. The maths is csrc/math/projection.h.
-#include "../math/projection.h"
-
 #include "kernels.h"
+
+#include "../math/projection.h"
 #include "launch.h"
 #include "tunables.h"
 

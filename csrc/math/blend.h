@@ -4,6 +4,7 @@
 // A Gaussian weighs w = alpha T in a pixel, T being the product of (1 - alpha) over the Gaussians in front.
 #pragma once
 
+#include "bounds.h"
 #include "common.h"
 
 namespace gsfields::math {
@@ -20,9 +21,39 @@ struct PixelSplat {
   S x, y, a, b, c, opacity;
 };
 
+template <class S>
+GSF_HD PixelSplat<S> make_pixel_splat(S x, S y, const S* conic, S opacity) {
+  const S k = kExpScale<S>;
+  return {x, y, k / 2 * conic[0], k * conic[1], k / 2 * conic[2], opacity};
+}
+
 template <class T, class S>
 GSF_HD T scaled_exponent(const PixelSplat<S>& p, T dx, T dy) {
   return dx * (p.a * dx + p.b * dy) + p.c * dy * dy;
+}
+
+// What tells whether a splat matters in a box of pixels: the slopes of the lines on which its exponent is least along
+// x and along y, and the scaled exponent at alpha = 1/255.
+template <class S>
+struct Reach {
+  S b_over_a, b_over_c, level;
+};
+
+// An ellipse that rounding did not leave closed reaches everything.
+template <class S>
+GSF_HD Reach<S> make_reach(const S* conic, S opacity) {
+  const bool closed = determinant(conic[0], conic[1], conic[2]) > 0;
+  return {conic[1] / conic[0], conic[1] / conic[2], closed ? kExpScale<S> / 2 * ellipse_level(opacity) : S(1) / S(0)};
+}
+
+// Whether alpha may be 1/255 or more at a point of the box [left, right] x [top, bottom]. The least exponent of a
+// convex form lies on the side of the box that faces the centre, in x or in y (or at the centre).
+template <class S>
+GSF_HD bool reaches(const PixelSplat<S>& p, const Reach<S>& r, S left, S right, S top, S bottom) {
+  left -= p.x, right -= p.x, top -= p.y, bottom -= p.y;
+  const S x = max(left, min(right, S(0))), y = max(top, min(bottom, S(0)));
+  const S least_y = max(top, min(bottom, -r.b_over_c * x)), least_x = max(left, min(right, -r.b_over_a * y));
+  return min(scaled_exponent(p, x, least_y), scaled_exponent(p, least_x, y)) <= r.level;
 }
 
 // alpha, or 0 where the pair is skipped; falloff = exp(-σ).
@@ -35,10 +66,10 @@ GSF_HD T pair_alpha(const PixelSplat<S>& p, T scaled, T falloff) {
 // dL/dσ of a pair, given s = <values of the Gaussian, dL/dpixel> and what lies behind it: `behind`, the sum of w_j s_j
 // over the Gaussians j behind, plus T_end (<background, dL/dpixel> + dL/dT_end). No vector of channels is needed:
 //   dL/dalpha = T s - behind / (1 - alpha).
-// A clamped alpha does not move with the exponent. 0 for alpha 0.
+// A clamped alpha does not move with the exponent. 0 for alpha 0. inverse = 1 / (1 - alpha).
 template <class S, class T>
-GSF_HD T pair_gradient(T alpha, T transmittance, T s, T behind) {
-  return select(alpha < S(kAlphaMax), T(-alpha * (transmittance * s - behind / (1 - alpha))), T{});
+GSF_HD T pair_gradient(T alpha, T inverse, T transmittance, T s, T behind) {
+  return select(alpha < S(kAlphaMax), T(-alpha * (transmittance * s - behind * inverse)), T{});
 }
 
 // Sums over the pixels of a Gaussian, from which all its gradients follow: moments of q = dL/dσ about its centre, and

@@ -83,6 +83,8 @@ GSF_HD float ceil(float x) { return GSF_LIBM(ceilf)(x); }
 GSF_HD double ceil(double x) { return GSF_LIBM(ceil)(x); }
 GSF_HD float floor(float x) { return GSF_LIBM(floorf)(x); }
 GSF_HD double floor(double x) { return GSF_LIBM(floor)(x); }
+GSF_HD float fma(float a, float b, float c) { return GSF_LIBM(fmaf)(a, b, c); }
+GSF_HD double fma(double a, double b, double c) { return GSF_LIBM(fma)(a, b, c); }
 #undef GSF_LIBM
 
 // True where x is neither NaN nor infinite.

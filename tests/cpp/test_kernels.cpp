@@ -208,6 +208,7 @@ BlendInput<S> blend_input(const Scene<S>& scene, const Forward<S>& f) {
           f.opacities2d.get(),
           scene.background.get(),
           f.ids->get(),
+          f.offsets.get()[Forward<S>::tiles(s)],
           f.offsets.get(),
           s.width,
           s.height};

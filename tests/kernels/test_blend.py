@@ -192,15 +192,16 @@ def test_gradients_match_autograd_through_the_composite(backend, case):
 
 
 def test_many_channels_over_many_pairs_are_the_sum_of_their_parts(backend):
-    """So many records that the backward works in several groups of tiles."""
-    channels, part = 1024, 16
-    splats = backend.move(random_splats(5000, 48, 48, seed=3, sigma=5.0, **FAINT))
+    """So many records that the backward of the CPU works in several groups of tiles."""
+    channels, part, n = 1024, 16, 150 if backend.name.startswith("emulated") else 5000
+    splats = backend.move(random_splats(n, 48, 48, seed=3, sigma=5.0, **FAINT))
     rng = generator(2)
     values, cotangent = (
-        backend.move(uniform(rng, -1, 1, 5000, channels)),
+        backend.move(uniform(rng, -1, 1, n, channels)),
         backend.move(normal(rng, 1, 48, 48, channels)),
     )
-    assert len(ops.bin_tiles(*splats.binning)[0]) * channels * 4 > 40e6
+    if n == 5000:
+        assert len(ops.bin_tiles(*splats.binning)[0]) * channels * 4 > 40e6
 
     def run(columns: slice) -> dict[str, torch.Tensor]:
         moved = splats.requires_grad_(*GEOMETRY)

@@ -37,7 +37,9 @@ def samples(dtype: torch.dtype, n: int, views: int) -> dict[str, tuple]:
         "spherical_harmonics_backward": (dirs, sh0, shN, masks, 2, normal(rng, views, n, 4).to(dtype)),
         "bin_tiles": splats.binning,
         "blend": (values, *geometry, background, sink, *lists, 20, 18),
-        "blend_backward": (values, *geometry, background, *lists, transmittance, last, *upstream, 20, 18, True, True, True),
+        "blend_backward": (
+            values, *geometry, background, *lists, transmittance, last, *upstream, 20, 18, True, True, True,
+        ),
         "ssim": (image1, image2),
         "ssim_backward": (image1, image2, *native.ssim(image1, image2)[1:], image1),
     }  # fmt: skip

@@ -9,7 +9,7 @@ from gsfields import ops
 from tests.kernels import oracle
 from tests.kernels.compare import assert_bitwise, assert_relative, relative_error
 from tests.kernels.scenes import Scene, generator, normal, random_scene
-from tests.kernels.test_oracles import gsplat_projection
+from tests.kernels.test_oracles import reference_projection
 
 OUTPUTS = oracle.Projection._fields[:4]
 INPUTS = (*Scene.GEOMETRY, "viewmats")
@@ -39,7 +39,7 @@ def test_values_and_gradients_match_gsplat(backend, make, antialiased):
     moved = backend.move(make()).requires_grad_(*INPUTS)
     exact = moved.to(torch.float64).requires_grad_(*INPUTS)
     actual = ops.project(*moved.args, antialiased=antialiased)
-    expected = gsplat_projection(exact, antialiased=antialiased)
+    expected = reference_projection(exact, antialiased=antialiased)
     both = (actual[-1] > 0).all(-1).cpu() & (expected[-1] > 0).all(-1)
     assert both.double().mean() > 0.15
 

@@ -1,16 +1,9 @@
-"""The CUDA kernels of projection and spherical harmonics, and their binding, run on the CPU by an emulator.
-
-Compared with the CPU kernels, which the tests of tests/kernels compare with oracles.
-"""
+"""The CUDA kernels of projection and spherical harmonics, and their binding, against those of the CPU."""
 
 from __future__ import annotations
 
-import ctypes
-import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,11 +11,10 @@ import torch
 from torch import Tensor
 
 from gsfields import ops
+from tests.emulator import build as emulator
 from tests.kernels.compare import assert_bitwise, assert_relative
 from tests.kernels.scenes import Scene, generator, normal, random_scene, uniform
 
-ROOT = Path(__file__).resolve().parents[2]
-OPS = ("project", "project_backward", "spherical_harmonics", "spherical_harmonics_backward")
 W, H = 50, 31
 SETTINGS = (0.01, 1e10, 0.3)  # near, far, eps2d
 NAN, INF = float("nan"), float("inf")
@@ -38,26 +30,9 @@ def tolerance(dtype: torch.dtype, float32: float = 1e-5) -> float:
     return 1e-11 if dtype == torch.float64 else float32
 
 
-@pytest.fixture(scope="module", autouse=True)
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
-    """Builds and loads torch.ops.gsfields_emulated."""
-    if shutil.which("g++") is None:
-        pytest.skip("g++ is not installed")
-    library = tmp_path_factory.mktemp("emulated") / "emulated_ops.so"
-    torch_folder = Path(torch.__file__).parent
-    flags = ["-std=c++20", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
-    flags += ["-Wno-unknown-pragmas", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
-    flags += ["-Itests/cuda/emulator", "-Icsrc", "-isystem", f"{torch_folder / 'include'}"]
-    source, libs = "tests/cuda/emulated_ops.cpp", [f"-L{torch_folder / 'lib'}", "-ltorch_cpu"]
-    command = ["g++", *flags, source, *libs, "-o", str(library)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    definitions = torch.library.Library("gsfields_emulated", "FRAGMENT")
-    for op in OPS:
-        definitions.define(str(getattr(CPU, op).default._schema).removeprefix("gsfields::"))
-    torch.ops.load_library(str(library))
-    yield ctypes.CDLL(str(library))
-    definitions._destroy()
+if problem := emulator.missing():
+    pytest.skip(problem, allow_module_level=True)
+emulator.load()
 
 
 @pytest.fixture(autouse=True)
@@ -140,17 +115,14 @@ def test_gradients_of_the_projection(make, antialiased, dtype):
     assert all((grad[unseen] == 0).all() for grad in actual[:4])
 
 
-def test_results_do_not_depend_on_the_order_of_threads(emulated):
+def test_results_do_not_depend_on_the_order_of_threads():
     scene = random_scene(700, W, H, views=3, seed=12).to(torch.float32)
     geometry = (*scene.gaussians, scene.viewmats, scene.Ks)
     radii = EMULATED.project(*scene.args, *SETTINGS, True)[-1]
     arguments = (*geometry, radii, *cotangents(scene, 2), W, H, *SETTINGS, True)
     forwards = EMULATED.project_backward(*arguments)
-    emulated.set_reversed(True)
-    try:
+    with emulator.order("reverse"):
         backwards = EMULATED.project_backward(*arguments)
-    finally:
-        emulated.set_reversed(False)
     for a, b in zip(forwards, backwards, strict=True):
         assert_bitwise(a, b)
 
