@@ -14,7 +14,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 CPP = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-all sanitize bench lint format clean
+# `make gpu` uses the machine's own Python and what is installed there: no environment, no package index.
+GPU_PYTHON = $(if $(filter file,$(origin PYTHON)),python3,$(PYTHON))
+
+.PHONY: help setup build demo test test-all sanitize bench budget lint format clean
+.PHONY: gpu gpu-build gpu-test gpu-sanitize gpu-bench
 
 help:
 	@echo 'make demo      set up, then fit a small scene and write pictures [SCENE=folder] [OUT=$(OUT)]'
@@ -22,6 +26,9 @@ help:
 	@echo 'make test-all  the same with the slow tests'
 	@echo 'make sanitize  the C++ tests under the address and undefined-behaviour sanitizers'
 	@echo 'make bench     kernel benchmarks: a table and JSON in benchmarks/results'
+	@echo 'make budget    write the registers and shared memory of the built CUDA kernels as their new budget'
+	@echo 'make gpu       on an NVIDIA GPU, with python3 and its torch: gpu-build, gpu-test, gpu-sanitize and gpu-bench,'
+	@echo '               each under 8 minutes and by itself if you like [PYTHON=python3]'
 	@echo 'make build     compile what changed; make setup: the environment in $(VENV)'
 	@echo 'make lint      ruff, mypy, clang-format; make format: let them rewrite'
 	@echo 'make clean     remove everything built, $(VENV) excepted'
@@ -59,6 +66,16 @@ sanitize: $(VENV)/.torch
 
 bench: setup
 	$(BIN)/python -m benchmarks.kernels
+	$(BIN)/python -m benchmarks.report
+
+budget: build
+	$(BIN)/python -m tests.cuda.budget --update
+
+gpu:
+	@$(GPU_PYTHON) -m tests.gpu
+
+gpu-build gpu-test gpu-sanitize gpu-bench:
+	@$(GPU_PYTHON) -m tests.gpu $(@:gpu-%=%)
 
 lint: $(VENV)/.package
 	$(BIN)/ruff check --quiet

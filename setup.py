@@ -292,8 +292,8 @@ def build_libraries(nvcc: str | None) -> None:
         check_nvcc(nvcc, cxx[0])
         host = [nvcc, f"-ccbin={cxx[0]}", "-std=c++20", "-O3", f"-Xcompiler={','.join(CXXFLAGS[2:])}"]
         host += ["-DGSFIELDS_NVTX"] if switch("GSFIELDS_NVTX") else []
-        # Registers that spill to memory and stack frames are warnings, so errors where warnings are: in our kernels, not
-        # in those that sort.cu takes from CUB.
+        # Registers that spill to memory and stack frames are warnings, so errors where warnings are: in our
+        # kernels, not in those that sort.cu takes from CUB.
         resources = ["-Xptxas=-v", "-Xptxas=-warn-spills,-warn-lmem-usage"]
         lines = ["-lineinfo"] if switch("GSFIELDS_LINEINFO") else []  # which names the folder of the sources
         device = [*host, "-Icsrc", "--threads=0", *resources, *lines, *gencode_flags()]

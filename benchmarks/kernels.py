@@ -1,5 +1,6 @@
-"""Measure everything: `python -m benchmarks.kernels` (under ten minutes) or with `--quick` (under one).
+"""Measure everything: `python -m benchmarks.kernels`, or part of it with `--quick`.
 
+On a GPU it is the grid of benchmarks/grid.py, on a CPU the suite below (under ten minutes, quick under one).
 Writes benchmarks/results/<machine>.json and the same as Markdown. Exits with 1 where our results and a
 baseline's disagree; a missed target is reported, not an error, because it may be the machine's.
 """
@@ -15,25 +16,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from benchmarks import contenders, machine, report, scenes, step
-from benchmarks.contenders import (
-    View,
+from benchmarks import contenders, grid, machine, report, report_grid, scenes, step
+from benchmarks.contenders import scalar, torch_tiled
+from benchmarks.measure import in_subprocess, threads
+from benchmarks.results import BlendRow, MemoryRow, Results, StageRow, Target
+from benchmarks.scenes import SceneMissing
+from gsfields import ops
+from gsfields.bench import device as devices
+from gsfields.bench.clock import Effort, Task, interleaved
+from gsfields.bench.scene import Scene
+from gsfields.bench.stages import (
+    all_views,
     backward,
+    blend_tasks,
     forward,
     forward_backward,
+    geometry_tasks,
+    image_gradient,
     ours,
+    project,
     project_and_bin,
-    scalar,
-    torch_tiled,
+    visible,
+    without_gradients,
 )
-from benchmarks.measure import Effort, Task, in_subprocess, interleaved, threads
-from benchmarks.results import BlendRow, MemoryRow, Results, StageRow, Target
-from benchmarks.scenes import Scene, SceneMissing
-from gsfields import ops
-
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -122,24 +128,18 @@ def room(suite: Suite) -> step.Fit:
     return step.room_fit(suite.room_width)
 
 
-def image_gradient(view: View) -> Tensor:
-    """dL/dimage [1, H, W, C] of some loss."""
-    shape = (1, view.height, view.width, view.values.shape[-1])
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
 def blend_rows(scene: Scene, thread_counts: Sequence[int], effort: Effort) -> Iterator[BlendRow]:
     """One row of the grid per number of threads: check that the contenders agree, then time them in turn."""
-    views = [project_and_bin(scene, i) for i in range(scene.viewmats.shape[0])]
+    views = all_views(scene)
     v_image = image_gradient(views[0])
     agreement = contenders.compare(views[0], v_image)
     work = contenders.scalar_blend(views[0])
+    whole = blend_tasks(scene, views)
     tasks = {
         "plan": Task(lambda i: project_and_bin(scene, i)),
         "forward": forward(ours, views),
         "forward+backward": forward_backward(ours, views, v_image),
-        "render": Task(lambda i: ours(project_and_bin(scene, i))),
-        "render+backward": whole_backward(scene, v_image),
+        **{name: whole[name] for name in ("render", "render+backward")},
         "scalar forward": forward(scalar, views),
         "torch forward": forward(torch_tiled, views),
         "torch forward+backward": forward_backward(torch_tiled, views, v_image),
@@ -160,7 +160,7 @@ def blend_rows(scene: Scene, thread_counts: Sequence[int], effort: Effort) -> It
             channels=scene.values.shape[-1],
             threads=count,
             isa=ops.cpu_isa(),
-            visible=visible(scene),
+            visible=int(visible(project(scene, 0)[4]).sum()),
             pairs=views[0].ids.numel(),
             visited_per_pixel=float(work.visited.float().mean()),
             blended_per_pixel=float(work.blended.float().mean()),
@@ -169,26 +169,6 @@ def blend_rows(scene: Scene, thread_counts: Sequence[int], effort: Effort) -> It
             speedup={theirs: timings[theirs].ratio(timings[mine]) for theirs, mine in versus.items()},
             agreement=agreement,
         )
-
-
-def visible(scene: Scene) -> int:
-    """Gaussians that survive the projection into the first view."""
-    viewmats, Ks, width, height = scene.camera(0)
-    radii = ops.project(scene.means, scene.quats, scene.scales, scene.opacities, viewmats, Ks, width, height)[
-        4
-    ]
-    return int((radii > 0).all(-1).sum())
-
-
-def whole_backward(scene: Scene, v_image: Tensor) -> Task:
-    """From the 3D Gaussians to the image and back to the gradients of all their parameters."""
-
-    def call(i: int) -> object:
-        leaf = scene.with_gradients()
-        image, _ = ours(project_and_bin(leaf, i))
-        return torch.autograd.grad(image, leaf.parameters, v_image)
-
-    return Task(call)
 
 
 def stage_rows(scene: Scene, effort: Effort, say: Callable[[str], None]) -> Iterator[StageRow]:
@@ -215,16 +195,14 @@ def stage_row(scene: Scene, effort: Effort) -> StageRow:
     view = project_and_bin(scene, 0)
     v_image = image_gradient(view)
     work = contenders.scalar_blend(view)
-    worst, _ = contenders.image_error(view, contenders.without_gradients(ours, view)[0])
-    tasks = (
-        projection_tasks(scene)
-        | colour_tasks(scene)
-        | {
-            "blend": forward(ours, [view]),
-            "blend backward": backward(ours, [view], v_image),
-            "scalar blend": forward(scalar, [view]),
-        }
-    )
+    worst, _ = contenders.image_error(view, without_gradients(ours, view)[0])
+    geometry = geometry_tasks(scene)
+    tasks = {
+        **{name: task for name, task in geometry.items() if name != "plan"},
+        "blend": forward(ours, [view]),
+        "blend backward": backward(ours, [view], v_image),
+        "scalar blend": forward(scalar, [view]),
+    }
     timings = interleaved(tasks, effort)
     return StageRow(
         scene=scene.name,
@@ -243,43 +221,6 @@ def stage_row(scene: Scene, effort: Effort) -> StageRow:
         backward_over_forward=timings["blend backward"].ratio(timings["blend"]),
         image_worst=worst,
     )
-
-
-def projection_tasks(scene: Scene) -> dict[str, Task]:
-    viewmats, Ks, width, height = scene.camera(0)
-
-    def project(on: Scene) -> tuple[Tensor, ...]:
-        return ops.project(on.means, on.quats, on.scales, on.opacities, viewmats, Ks, width, height)
-
-    def built(_: int) -> tuple[list[Tensor], Sequence[Tensor], list[Tensor]]:
-        leaf = scene.with_gradients()
-        projected = project(leaf)
-        outputs = [projected[0], projected[2], projected[3]]  # means2d, conics, opacities2d
-        return outputs, leaf.geometry, [torch.ones_like(t) for t in outputs]
-
-    means2d, depths, conics, opacities2d, radii = project(scene)
-    return {
-        "project": Task(lambda _: project(scene)),
-        "project backward": Task(lambda graph: torch.autograd.grad(*graph), built),
-        "bin": Task(lambda _: ops.bin_tiles(means2d, depths, conics, opacities2d, radii, width, height)),
-    }
-
-
-def colour_tasks(scene: Scene) -> dict[str, Task]:
-    coefficients = torch.randn(
-        len(scene), (step.SH_DEGREE + 1) ** 2, 3, generator=torch.Generator().manual_seed(0)
-    )
-    dirs = scene.means[None]  # the prototype's camera stands at the origin
-
-    def built(_: int) -> tuple[Tensor, list[Tensor], Tensor]:
-        leaves = [dirs.clone().requires_grad_(), coefficients.clone().requires_grad_()]
-        colors = ops.spherical_harmonics(step.SH_DEGREE, leaves[0], leaves[1])
-        return colors, leaves, torch.ones_like(colors)
-
-    return {
-        "colour": Task(lambda _: ops.spherical_harmonics(step.SH_DEGREE, dirs, coefficients)),
-        "colour backward": Task(lambda graph: torch.autograd.grad(*graph), built),
-    }
 
 
 def memory_row(scene: Scene, thread_count: int) -> MemoryRow:
@@ -308,20 +249,37 @@ def targets(results: Results) -> list[Target]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser("python -m benchmarks.kernels", description="Measure the kernels.")
+    parser.add_argument("--quick", action="store_true", help="fewer cases; written as <machine>-quick")
     parser.add_argument(
-        "--quick", action="store_true", help="fewer cases, under a minute; written as <machine>-quick"
+        "--device", choices=("cpu", "cuda"), help="default: the GPU if there is one and its kernels are built"
     )
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
+    parser.add_argument("--minutes", type=float, help="on a GPU, begin no case after so many minutes")
+    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder for the results")
     args = parser.parse_args(argv)
-    suite = QUICK if args.quick else FULL
-    results = run(suite)
-    name = machine.slug(results.machine) + ("-quick" if args.quick else "")
-    results.save(args.out / f"{name}.json")
-    report.write(results, args.out / f"{name}.md")
+    try:
+        device = devices.choose(args.device)
+    except ValueError as error:
+        print(f"python -m benchmarks.kernels: {error}", file=sys.stderr)
+        return 2
+    if device.type == "cuda":
+        results = grid.run(grid.QUICK if args.quick else grid.FULL, device, args.minutes)
+    else:
+        results = run(QUICK if args.quick else FULL)
+    return publish(results, args.out, machine.slug(results.machine) + ("-quick" if args.quick else ""))
+
+
+def publish(results: Results, folder: Path, name: str) -> int:
+    """Write and print the results; 1 where something disagrees."""
+    results.save(folder / f"{name}.json")
+    report.write(results, folder / f"{name}.md")
     print(report.markdown(results))
-    print(f"written: {args.out / name}.json and .md ({results.seconds:.0f} s)")
+    print(f"written: {name}.json and .md ({results.seconds:.0f} s)")
     for row in results.disagreements:
-        print(f"DISAGREEMENT: {report.blend_line(row)}: {row.agreement}", file=sys.stderr)
+        if isinstance(row, BlendRow):
+            line = report.blend_line(row)
+        else:
+            line = report_grid.disagreement(row, results.cases)
+        print(f"DISAGREEMENT: {line}: {row.agreement}", file=sys.stderr)
     return 1 if results.disagreements else 0
 
 

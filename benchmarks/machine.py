@@ -1,4 +1,4 @@
-"""What the figures were measured on: the processor and the versions, and nothing that names the machine."""
+"""What the figures were measured on: the processor and the versions, no name of the machine."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from gsfields import ops
 
 
-def describe() -> dict[str, Any]:
-    """CPU model, cores, instruction sets, versions."""
+def describe(device: torch.device | None = None) -> dict[str, Any]:
+    """CPU model, cores, instruction sets, versions, and the GPU if that is the device."""
     cpu = _proc_cpuinfo()
     model = cpu.get("model name") or platform.processor() or platform.machine()
     if "cpu family" in cpu:  # virtual machines often shorten the model's name until it says nothing
@@ -27,6 +27,19 @@ def describe() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "torch": torch.__version__,
         "python": platform.python_version(),
+        **(_gpu(device) if device is not None and device.type == "cuda" else {}),
+    }
+
+
+def _gpu(device: torch.device) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "gpu": properties.name,
+        "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+        "gpu_l2_mib": round(properties.L2_cache_size / 2**20, 1),
+        "gpu_multiprocessors": properties.multi_processor_count,
+        "gpu_capability": f"{properties.major}.{properties.minor}",
+        "cuda": torch.version.cuda,
     }
 
 
@@ -43,8 +56,8 @@ def load() -> float:
 
 
 def slug(machine: dict[str, Any]) -> str:
-    """A file name for the machine, such as amd-epyc-family-26-model-2-2-cores-avx512."""
-    words = f"{machine['cpu']} {machine['cores']} cores {machine['isa']}"
+    """A file name for the machine, such as amd-epyc-family-26-model-2-2-cores-avx512, or for its GPU."""
+    words = machine.get("gpu") or f"{machine['cpu']} {machine['cores']} cores {machine['isa']}"
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 

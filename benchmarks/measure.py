@@ -1,112 +1,18 @@
-"""Timing and memory: medians of interleaved calls, and peaks that belong to one case only.
-
-On a shared machine the speed of everything drifts by the second. Whatever is to be compared is therefore
-called in turn, round after round in alternating order, and a ratio is the median of the ratios within the
-rounds.
-"""
+"""What timing needs around it: a number of threads, peaks that belong to one case only, processes of their own."""
 
 from __future__ import annotations
 
 import gc
 import json
 import resource
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-
-SLOW_MS = 500.0  # a task this slow is not worth more rounds than it must have
-MAX_CALLS = 9  # of a fast task per round, so that its median is not one sample beside a slow task's one
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is timed: run(prepare(round)). `prepare` is not timed; it picks the view or builds the graph."""
-
-    run: Callable[[Any], Any]
-    prepare: Callable[[int], Any] = lambda round_index: round_index
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds of one task, one value per round (the median of the round's calls)."""
-
-    rounds: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.rounds)
-
-    @property
-    def best(self) -> float:
-        """The quickest round: nearer than the median to what an idle machine would do."""
-        return min(self.rounds)
-
-    def ratio(self, other: Timing) -> float:
-        """How many times as long as `other` this took: the median over the rounds that both were in."""
-        return statistics.median(a / b for a, b in zip(self.rounds, other.rounds))
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How long to measure one set of tasks."""
-
-    seconds: float = 2.0
-    min_rounds: int = 3
-    max_rounds: int = 100
-
-
-def once(task: Task, round_index: int) -> float:
-    """One call in milliseconds. The result is dropped after the clock has stopped."""
-    argument = task.prepare(round_index)
-    start = time.perf_counter()
-    result = task.run(argument)
-    elapsed = time.perf_counter() - start
-    del result, argument
-    return 1e3 * elapsed
-
-
-def interleaved(tasks: dict[str, Task], effort: Effort) -> dict[str, Timing]:
-    """Time all tasks against each other.
-
-    The first calls warm up and choose the calls per round. A task as slow as SLOW_MS takes part in the first
-    min_rounds rounds only, so that it does not eat the time of the others.
-    """
-    warm = {name: once(task, 0) for name, task in tasks.items()}
-    slow = {name for name, ms in warm.items() if ms > SLOW_MS}
-    warm |= {name: once(task, 1) for name, task in tasks.items() if name not in slow}
-    slowest = max(warm.values())
-    calls = {name: max(1, min(MAX_CALLS, int(0.3 * slowest / ms))) for name, ms in warm.items()}
-    rounds: dict[str, list[float]] = {name: [] for name in tasks}
-    with collector_off():
-        end = time.perf_counter() + effort.seconds
-        for index in range(effort.max_rounds):
-            if index >= effort.min_rounds and time.perf_counter() > end:
-                break
-            for name in list(tasks) if index % 2 == 0 else reversed(list(tasks)):
-                if name in slow and index >= effort.min_rounds:
-                    continue
-                samples = [once(tasks[name], index) for _ in range(calls[name])]
-                rounds[name].append(statistics.median(samples))
-    return {name: Timing(tuple(values)) for name, values in rounds.items()}
-
-
-@contextmanager
-def collector_off() -> Iterator[None]:
-    """Python's cyclic collector would otherwise run inside some of the timed calls."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 @contextmanager

@@ -14,18 +14,17 @@ import torch
 from torch import Tensor
 
 import gsfields
-from benchmarks import contenders, scenes
+from benchmarks import scenes
 from benchmarks.measure import PeakMemory
 from benchmarks.results import MemoryRow
-from benchmarks.scenes import Scene
+from gsfields.bench.scene import Scene, synthetic
+from gsfields.bench.stages import ours, project_and_bin
 
 
 def measure(case: dict[str, Any]) -> MemoryRow:
     """Peaks of a forward, then of a forward and backward, from the 3D Gaussians of the case's first view."""
     torch.set_num_threads(case["threads"])
-    render(
-        scenes.synthetic(16, 16), backward=True
-    )  # threads, autograd and allocator are set up before the base
+    render(synthetic(16, 16), backward=True)  # threads, autograd and allocator are set up before the base
     scene = scenes.load(case["scene"], case["gaussians"], case["size"])
     memory = PeakMemory()
     with torch.no_grad():
@@ -58,7 +57,7 @@ def render(scene: Scene, *, backward: bool) -> None:
     """Project, bin and blend the first view; the results are dropped."""
     if backward:
         scene = scene.with_gradients()
-    image, _ = contenders.ours(contenders.project_and_bin(scene, 0))
+    image, _ = ours(project_and_bin(scene, 0))
     if backward:
         image.sum().backward()
 

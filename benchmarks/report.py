@@ -1,17 +1,24 @@
 """Results as Markdown and, where matplotlib is installed, as a picture.
 
-`python -m benchmarks.report benchmarks/results/<machine>.json` redraws both from the figures alone.
+`python -m benchmarks.report` redraws those of every benchmarks/results/*.json, and the summary in
+benchmarks/README.md, from the figures alone; with names of files, theirs only.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import report_grid
 from benchmarks.results import BlendRow, MemoryRow, Results, StageRow, StepRow, Target, write_whole
 from benchmarks.step import OPENSPLAT_SECONDS_PER_STEP
+from benchmarks.tables import ms, table
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent / "README.md"
+BEGIN, END = "<!-- results: python -m benchmarks.report redraws what follows -->", "<!-- end of results -->"
 
 QUOTED = (
     "The step on colmap_room is to be 20 times as fast as the {} s of OpenSplat's CPU trainer on a machine "
@@ -36,6 +43,8 @@ MEMORY = (
 
 def markdown(results: Results) -> str:
     """The whole report."""
+    if results.ceilings is not None:
+        return report_grid.markdown(results)
     m = results.machine
     intro = (
         f"# Kernel benchmarks ({results.mode})\n\n"
@@ -65,31 +74,19 @@ def blend_line(row: BlendRow) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the first column to the left, figures to the right."""
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _ms(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
 def _targets(targets: Sequence[Target]) -> str:
     rows = []
     for t in targets:
         goal = "" if t.goal is None else f"{t.goal:g} {t.unit}"
-        best = "" if t.best is None else f"{_ms(t.best)} {t.unit}"
+        best = "" if t.best is None else f"{ms(t.best)} {t.unit}"
         rows.append(
-            [t.name, f"{_ms(t.value)} {t.unit}", best, f"{t.sense} {t.limit:g} {t.unit}", goal, t.verdict]
+            [t.name, f"{ms(t.value)} {t.unit}", best, f"{t.sense} {t.limit:g} {t.unit}", goal, t.verdict]
         )
     note = "\n\n" + QUOTED.format(OPENSPLAT_SECONDS_PER_STEP)
     if not any("colmap_room" in t.name for t in targets):
         note = ""
     return (
-        "## Targets\n\n"
-        + _table(["what", "measured", "best round", "target", "goal", "verdict"], rows)
-        + note
+        "## Targets\n\n" + table(["what", "measured", "best round", "target", "goal", "verdict"], rows) + note
     )
 
 
@@ -101,7 +98,7 @@ def _stages(stages: Sequence[StageRow]) -> str:
     rows = [
         [
             row.isa,
-            *(_ms(row.ms[name]) for name in names),
+            *(ms(row.ms[name]) for name in names),
             f"{row.blend_speedup:.1f}x",
             f"{row.backward_over_forward:.1f}x",
             f"{row.image_worst:.1e}",
@@ -114,7 +111,7 @@ def _stages(stages: Sequence[StageRow]) -> str:
         f"{first.visited_per_pixel:.0f} visited and {first.blended_per_pixel:.1f} blended per pixel, "
         f"{first.threads} threads. {STAGES}\n\n"
     )
-    return title + _table(["ISA", *names, "blend vs scalar", "backward / forward", "error"], rows)
+    return title + table(["ISA", *names, "blend vs scalar", "backward / forward", "error"], rows)
 
 
 def _steps(steps: Sequence[StepRow]) -> str:
@@ -127,13 +124,13 @@ def _steps(steps: Sequence[StepRow]) -> str:
             row.name,
             str(row.gaussians),
             str(row.threads),
-            _ms(row.ms),
+            ms(row.ms),
             f"{row.per_second:.1f}",
-            *(_ms(row.split[stage]) for stage in stages),
+            *(ms(row.split[stage]) for stage in stages),
         ]
         for row in steps
     ]
-    return f"## Training steps\n\n{STEPS}\n\n" + _table(head, rows)
+    return f"## Training steps\n\n{STEPS}\n\n" + table(head, rows)
 
 
 def _blend(rows: Sequence[BlendRow]) -> str:
@@ -165,10 +162,10 @@ def _blend(rows: Sequence[BlendRow]) -> str:
         ratios = (r.speedup[t] for t in ("scalar forward", "torch forward", "torch forward+backward"))
         gradient = "" if r.agreement.gradient is None else f"{r.agreement.gradient:.1e}"
         line = [r.scene, str(r.gaussians), f"{r.width}x{r.height}", str(r.threads), str(r.pairs)]
-        line += [f"{r.blended_per_pixel:.1f}", *map(_ms, times), *(f"{ratio:.1f}x" for ratio in ratios)]
+        line += [f"{r.blended_per_pixel:.1f}", *map(ms, times), *(f"{ratio:.1f}x" for ratio in ratios)]
         line += [f"{r.agreement.image_worst:.1e}", gradient, "yes" if r.agreement.ok else "NO"]
         body.append(line)
-    return f"## Blend, C = 3\n\n{BLEND}\n\n" + _table(head, body)
+    return f"## Blend, C = 3\n\n{BLEND}\n\n" + table(head, body)
 
 
 def _memory(rows: Sequence[MemoryRow]) -> str:
@@ -207,11 +204,11 @@ def _memory(rows: Sequence[MemoryRow]) -> str:
             f"{r.plan_bytes_per_gaussian:.1f}",
         ]
         body.append(line)
-    return f"## Memory\n\n{MEMORY}\n\n" + _table(head, body)
+    return f"## Memory\n\n{MEMORY}\n\n" + table(head, body)
 
 
 def draw(results: Results, path: Path) -> bool:
-    """Bars of the speed over the scalar loop and over torch.
+    """The picture of the results.
 
     Returns False, with nothing written, where matplotlib is missing or there is nothing to draw.
     """
@@ -222,31 +219,72 @@ def draw(results: Results, path: Path) -> bool:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt  # type: ignore[import-not-found,unused-ignore]
 
-    if not results.blend:
+    if not results.blend and not results.cases:
         return False
-    labels = [f"{r.scene} {r.gaussians // 1000}k {r.width}² {r.threads}t" for r in results.blend]
-    figure, axes = plt.subplots(figsize=(8, 0.3 * len(labels) + 1.5))
-    for offset, task in ((-0.2, "scalar forward"), (0.2, "torch forward")):
-        places = [i + offset for i in range(len(labels))]
-        axes.barh(places, [r.speedup[task] for r in results.blend], height=0.4, label=f"over {task}")
-    axes.set_yticks(range(len(labels)), labels)
-    axes.invert_yaxis()
-    axes.set_xlabel("times as fast")
-    axes.legend()
+    if results.cases:
+        figure = plt.figure(figsize=(15, 6))
+        report_grid.draw(results, figure)
+    else:
+        figure = plt.figure(figsize=(8, 0.3 * len(results.blend) + 1.5))
+        _bars(results.blend, figure)
     figure.tight_layout()
     part: Any = path.with_name(f".{path.name}.part")
-    figure.savefig(part, format="png", dpi=120)
+    figure.savefig(part, format="png", dpi=100)
     part.replace(path)
     plt.close(figure)
     return True
 
 
+def _bars(rows: Sequence[BlendRow], figure: Any) -> None:
+    """The speed over the scalar loop and over torch."""
+    axes = figure.subplots()
+    labels = [f"{r.scene} {r.gaussians // 1000}k {r.width}² {r.threads}t" for r in rows]
+    for offset, task in ((-0.2, "scalar forward"), (0.2, "torch forward")):
+        places = [i + offset for i in range(len(labels))]
+        axes.barh(places, [r.speedup[task] for r in rows], height=0.4, label=f"over {task}")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.set_xlabel("times as fast")
+    axes.legend()
+
+
+def summary(results: Results, path: Path) -> str:
+    """What README.md shows of one file of results: its main table, and where the rest is."""
+    if results.ceilings is not None:
+        title, text = f"{results.machine.get('gpu', 'CPU')} (grid)", report_grid.summary(results)
+    else:
+        title = f"{results.machine['cpu']}, {results.machine['cores']} cores"
+        text = _targets(results.targets).removeprefix("## Targets\n\n")
+    name = path.with_suffix(".md").name
+    parts = [f"### {title}", text, f"All of it: [results/{name}](results/{name})."]
+    if path.with_suffix(".png").is_file():
+        parts.append(f"![the same as a picture](results/{path.with_suffix('.png').name})")
+    return "\n\n".join(parts)
+
+
+def readme(text: str, paths: Sequence[Path]) -> str:
+    """The README with the summaries of these files between its marks; those of quick runs are left out.
+
+    Raises ValueError where it has no such marks.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"README.md must have the lines {BEGIN!r} and {END!r}")
+    loaded = [(Results.load(path), path) for path in paths]
+    shown = [summary(results, path) for results, path in loaded if results.mode == "full"]
+    return "\n\n".join([before + BEGIN, *shown, END + after])
+
+
 def main(argv: Sequence[str]) -> int:
-    """Redraw the Markdown of each results file named."""
-    for name in argv:
-        path = Path(name)
+    """The command."""
+    paths = [Path(name) for name in argv] or sorted(RESULTS.glob("*.json"))
+    for path in paths:
         write(Results.load(path), path.with_suffix(".md"))
-        print(f"written: {path.with_suffix('.md')}")
+        print(f"written: {path.with_suffix('.md').name}")
+    if not argv:
+        write_whole(README, readme(README.read_text(), paths))
+        print(f"written: {README.name}")
     return 0
 
 

@@ -48,9 +48,9 @@ class Agreement:
     ||ours - reference|| / ||reference||, the worst of the four inputs.
     """
 
-    image_worst: float  # against the scalar loop
-    image_outliers: float  # share of pixels off by more than 1e-5
-    gradient: float | None  # against autograd through the torch reference; None where that was not run
+    image_worst: float  # against the scalar loop, or the peer's
+    image_outliers: float  # share of pixels off by more than 1e-5; from a peer by more than 1e-3
+    gradient: float | None  # against autograd through the torch reference, the CPU backend or the peer
     ok: bool
 
 
@@ -115,6 +115,55 @@ class StepRow:
         return 1e3 / self.ms
 
 
+@dataclass(frozen=True)
+class CaseRow:
+    """One scene and image size of the grid, whose times rotate over the views: counts are means over these."""
+
+    scene: str
+    gaussians: int
+    width: int
+    height: int
+    views: int
+    visible: float  # Gaussians that survive projection
+    pairs: float  # (tile, Gaussian) pairs in the lists
+    visited_per_pixel: float
+    blended_per_pixel: float
+    agreement: Agreement  # of the first view, in three channels
+
+
+@dataclass(frozen=True)
+class TimeRow:
+    """One stage of a case of the grid, in milliseconds."""
+
+    case: int  # its place in Results.cases
+    stage: str
+    channels: int  # 0: the stage does not depend on it
+    ms: float  # median
+    p10: float
+    p90: float
+    rounds: int
+    peak_mib: float | None  # of the device's memory, above what its inputs take; None where it is unknown
+
+
+@dataclass(frozen=True)
+class PeerRow:
+    """A peer on the inputs of a case: its time over ours by stage, empty where it does not agree with us."""
+
+    case: int
+    peer: str
+    channels: int
+    speedup: dict[str, float]
+    agreement: Agreement
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """The device's own limits, see benchmarks/ceilings.py."""
+
+    memory_gb_per_s: float
+    fp32_gflop_per_s: float
+
+
 @dataclass
 class Target:
     """A figure that was promised. `goal` is what we would like better still."""
@@ -150,11 +199,16 @@ class Results:
     blend: list[BlendRow] = field(default_factory=list)
     steps: list[StepRow] = field(default_factory=list)
     memory: list[MemoryRow] = field(default_factory=list)
+    cases: list[CaseRow] = field(default_factory=list)
+    times: list[TimeRow] = field(default_factory=list)
+    peers: list[PeerRow] = field(default_factory=list)
+    ceilings: Ceilings | None = None
     schema: int = SCHEMA
 
     @property
-    def disagreements(self) -> list[BlendRow]:
-        return [row for row in self.blend if not row.agreement.ok]
+    def disagreements(self) -> list[BlendRow | CaseRow | PeerRow]:
+        rows: list[BlendRow | CaseRow | PeerRow] = [*self.blend, *self.cases, *self.peers]
+        return [row for row in rows if not row.agreement.ok]
 
     def save(self, path: Path) -> None:
         """Write the JSON, whole or not at all."""
@@ -175,10 +229,15 @@ class Results:
             "blend": BlendRow,
             "steps": StepRow,
             "memory": MemoryRow,
+            "cases": CaseRow,
+            "times": TimeRow,
+            "peers": PeerRow,
         }
         try:
             for name, kind in rows.items():
-                raw[name] = [_row(kind, entry) for entry in raw[name]]
+                raw[name] = [_row(kind, entry) for entry in raw.get(name, [])]
+            if raw.get("ceilings") is not None:
+                raw["ceilings"] = _row(Ceilings, raw["ceilings"])
             return cls(**raw)
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path.name} is not a result of these benchmarks: {error}") from error

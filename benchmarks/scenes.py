@@ -1,58 +1,20 @@
-"""The scenes that are timed: 3D Gaussians, and the cameras that look at them in turn."""
+"""The scenes that are timed, besides the package's synthetic cube: a flat one of known density, and trained splats."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from gsfields.camera import Camera
+from gsfields.bench.scene import Scene, float_tensor, orbited, synthetic
 from gsfields.gaussians import SH_C0
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED = os.environ.get("GSFIELDS_SHARED") or Path(__file__).resolve().parents[2] / "shared"
+DATA = Path(SHARED) / "data"
 SPLATS = ("robot_125k", "logo_307k", "chair_112k")
-ORBIT_VIEWS = 3
-
-
-@dataclass(frozen=True)
-class Scene:
-    """N Gaussians with colours, and V cameras of one image size. All float32 on the CPU."""
-
-    name: str
-    means: Tensor  # [N, 3]
-    quats: Tensor  # [N, 4] wxyz
-    scales: Tensor  # [N, 3]
-    opacities: Tensor  # [N]
-    values: Tensor  # [N, C]
-    viewmats: Tensor  # [V, 4, 4] world -> camera
-    Ks: Tensor  # [V, 3, 3]
-    width: int
-    height: int
-
-    def __len__(self) -> int:
-        return self.means.shape[0]
-
-    @property
-    def geometry(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.means, self.quats, self.scales, self.opacities
-
-    @property
-    def parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        return *self.geometry, self.values
-
-    def with_gradients(self) -> Scene:
-        """The same scene on fresh leaves."""
-        means, quats, scales, opacities, values = (t.detach().requires_grad_() for t in self.parameters)
-        return replace(self, means=means, quats=quats, scales=scales, opacities=opacities, values=values)
-
-    def camera(self, index: int) -> tuple[Tensor, Tensor, int, int]:
-        """viewmats [1, 4, 4], Ks [1, 3, 3], width and height of one view; the index wraps around."""
-        v = index % self.viewmats.shape[0]
-        return self.viewmats[v : v + 1], self.Ks[v : v + 1], self.width, self.height
 
 
 class SceneMissing(Exception):
@@ -93,11 +55,11 @@ def prototype(count: int = 50_000, size: int = 512, seed: int = 0) -> Scene:
     zero = np.zeros(count)
     return Scene(
         name="prototype",
-        means=_float(np.column_stack([(pixels - size / 2) * (depth / focal)[:, None], depth])),
-        quats=_float(np.column_stack([np.cos(angle / 2), zero, zero, np.sin(angle / 2)])),
-        scales=_float(np.column_stack([sigma, np.full(count, 0.1)]) * (depth / focal)[:, None]),
-        opacities=_float(rng.uniform(0.05, 0.95, count)),
-        values=_float(rng.uniform(0, 1, (count, 3))),
+        means=float_tensor(np.column_stack([(pixels - size / 2) * (depth / focal)[:, None], depth])),
+        quats=float_tensor(np.column_stack([np.cos(angle / 2), zero, zero, np.sin(angle / 2)])),
+        scales=float_tensor(np.column_stack([sigma, np.full(count, 0.1)]) * (depth / focal)[:, None]),
+        opacities=float_tensor(rng.uniform(0.05, 0.95, count)),
+        values=float_tensor(rng.uniform(0, 1, (count, 3))),
         viewmats=torch.eye(4)[None],
         Ks=torch.tensor([[[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]]]),
         width=size,
@@ -107,27 +69,6 @@ def prototype(count: int = 50_000, size: int = 512, seed: int = 0) -> Scene:
 
 SIZE_SPREAD = 0.55  # standard deviation of the log of the geometric mean of an ellipse's two sigmas
 STRETCH_SPREAD = 0.64  # and of half the log of their ratio
-
-
-def synthetic(count: int, size: int, seed: int = 0) -> Scene:
-    """Gaussians strewn evenly through a cube, each about a quarter as wide as the distance to its
-    neighbours.
-    """
-    rng = np.random.default_rng(seed)
-    spacing = 2.0 / count ** (1 / 3)
-    scene = Scene(
-        name="synthetic",
-        means=_float(rng.uniform(-1, 1, (count, 3))),
-        quats=_float(rng.normal(size=(count, 4))),
-        scales=_float(0.25 * spacing * np.exp(rng.normal(0, 0.5, (count, 3)))),
-        opacities=_float(rng.uniform(0.05, 0.95, count)),
-        values=_float(rng.uniform(0, 1, (count, 3))),
-        viewmats=torch.empty(0, 4, 4),
-        Ks=torch.empty(0, 3, 3),
-        width=size,
-        height=size,
-    )
-    return orbited(scene, up=(0.0, -1.0, 0.0))
 
 
 def splat(name: str, count: int, size: int, seed: int = 0) -> Scene:
@@ -140,44 +81,14 @@ def splat(name: str, count: int, size: int, seed: int = 0) -> Scene:
         chosen = np.sort(np.random.default_rng(seed).choice(total, min(count, total), replace=False))
         scene = Scene(
             name=name,
-            means=_float(file["means"][chosen]),
-            quats=_float(file["quats"][chosen]),
-            scales=_float(np.exp(file["log_scales"][chosen].astype(np.float32))),
-            opacities=_float(file["opacities"][chosen]),
-            values=_float(np.maximum(0.5 + SH_C0 * file["sh"][chosen][:, 0].astype(np.float32), 0)),
+            means=float_tensor(file["means"][chosen]),
+            quats=float_tensor(file["quats"][chosen]),
+            scales=float_tensor(np.exp(file["log_scales"][chosen].astype(np.float32))),
+            opacities=float_tensor(file["opacities"][chosen]),
+            values=float_tensor(np.maximum(0.5 + SH_C0 * file["sh"][chosen][:, 0].astype(np.float32), 0)),
             viewmats=torch.empty(0, 4, 4),
             Ks=torch.empty(0, 3, 3),
             width=size,
             height=size,
         )
-    return orbited(scene, up=(0.0, -1.0, 0.0))  # y points down in these files
-
-
-def orbited(scene: Scene, up: tuple[float, float, float], views: int = ORBIT_VIEWS) -> Scene:
-    """The scene with cameras on a circle, 20 degrees above its middle, that just see its bounding box.
-
-    The box is that of the middle 98 % of the means along each axis: trained splats have stray Gaussians far
-    out.
-    """
-    low, high = torch.quantile(scene.means, torch.tensor([0.01, 0.99]), dim=0)
-    centre, reach = (low + high) / 2, float((high - low).norm()) / 2
-    fov, elevation = 50.0, math.radians(20)
-    distance = reach / math.sin(math.radians(fov / 2))
-    upwards = torch.tensor(up)
-    cameras = []
-    for v in range(views):
-        azimuth = 2 * math.pi * (v + 0.1) / views
-        flat = torch.tensor([math.cos(azimuth), 0.0, math.sin(azimuth)])
-        direction = math.cos(elevation) * flat + math.sin(elevation) * upwards
-        eye = centre + distance * direction
-        camera = Camera.look_at(eye, centre, up, fov_y_degrees=fov, width=scene.width, height=scene.height)
-        cameras.append(camera)
-    return replace(
-        scene,
-        viewmats=torch.stack([camera.viewmat for camera in cameras]),
-        Ks=torch.stack([camera.K for camera in cameras]),
-    )
-
-
-def _float(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    return orbited(scene)

@@ -13,15 +13,16 @@ from torch import Tensor
 
 import gsfields
 from benchmarks import scenes
-from benchmarks.measure import Effort, Task, interleaved
 from benchmarks.results import StepRow
-from benchmarks.scenes import Scene, SceneMissing
+from benchmarks.scenes import SceneMissing
 from gsfields import ops
+from gsfields.bench.clock import Clock, Effort, Task, interleaved
+from gsfields.bench.scene import Scene, synthetic
+from gsfields.bench.stages import SH_DEGREE
 from gsfields.camera import Camera
 from gsfields.gaussians import SH_C0, Gaussians
 from gsfields.losses import photometric
 
-SH_DEGREE = 3
 LEARNING_RATES = {
     "means": 1e-4,
     "quats": 1e-3,
@@ -51,7 +52,12 @@ class Fit:
         self.gaussians = Gaussians(**parameters)
         groups = [{"params": [t], "lr": LEARNING_RATES[name]} for name, t in parameters.items()]
         self.optimizer = torch.optim.Adam(groups, eps=1e-15, fused=True)
-        self.background = torch.zeros(3)
+        self.background = torch.zeros(3, device=self.gaussians.means.device)
+
+    def to(self, device: torch.device) -> Fit:
+        """The same fit from its beginning on another device."""
+        cameras = [camera.to(device) for camera in self.cameras]
+        return Fit(self.name, self.gaussians.to(device), cameras, [t.to(device) for t in self.targets])
 
     def step(self, index: int) -> None:
         """One iteration, as a user would write it."""
@@ -132,16 +138,16 @@ def gradients(*tensors: Tensor) -> list[Tensor | None]:
     return [t.grad for t in tensors]
 
 
-def measure(fit: Fit, effort: Effort) -> StepRow:
-    """Whole steps against split ones in turn. The median of the splits' stages need not add up to the whole
-    step: cutting the graph saves autograd some work and costs some copies.
+def measure(fit: Fit, effort: Effort, clock: Clock | None = None) -> StepRow:
+    """Whole steps, on the CPU against split ones in turn. The median of the splits' stages need not add up to the
+    whole step: cutting the graph saves autograd some work and costs some copies.
     """
     splits: list[dict[str, float]] = []
-    tasks = {
-        "whole": Task(run=fit.step),
-        "split": Task(run=lambda i: splits.append(fit.split_step(i))),
-    }
-    timing = interleaved(tasks, effort)["whole"]
+    tasks = {"whole": Task(run=fit.step)}
+    on_cpu = fit.background.device.type == "cpu"  # elsewhere a stage has not ended when its call returns
+    if on_cpu:
+        tasks["split"] = Task(run=lambda i: splits.append(fit.split_step(i)))
+    timing = interleaved(tasks, effort, clock)["whole"]
     camera = fit.cameras[0]
     return StepRow(
         name=fit.name,
@@ -149,17 +155,19 @@ def measure(fit: Fit, effort: Effort) -> StepRow:
         width=camera.width,
         height=camera.height,
         threads=torch.get_num_threads(),
-        isa=ops.cpu_isa(),
+        isa=ops.cpu_isa() if on_cpu else fit.background.device.type,
         rounds=len(timing.rounds),
         ms=timing.median,
         best_ms=timing.best,
-        split={stage: median(split[stage] for split in splits[2:] or splits) for stage in splits[0]},
+        split={
+            stage: median(split[stage] for split in splits[2:] or splits) for stage in next(iter(splits), {})
+        },
     )
 
 
 def synthetic_fit(count: int = 20_000, size: int = 256) -> Fit:
     """The synthetic cube, fitted to pictures of itself from before its parameters were disturbed."""
-    scene = scenes.synthetic(count, size)
+    scene = synthetic(count, size)
     cameras = [Camera(scene.viewmats[v], scene.Ks[v], size, size) for v in range(scene.viewmats.shape[0])]
     truth = gaussians_of(scene)
     with torch.no_grad():

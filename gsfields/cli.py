@@ -98,6 +98,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.epilog = "--FIELD VALUE sets a field of the configuration; gsfields fields lists them all."
 
+    sub = command("bench", bench, "time every stage on this machine, on scenes made up for it")
+    sub.add_argument("--quick", action="store_true", help="one small scene, a few seconds")
+    sub.add_argument(
+        "--device", help="cpu or cuda (default: the GPU if there is one and its kernels are built)"
+    )
+    sub.add_argument("--stage", help="only this stage, such as 'blend backward'")
+    sub.add_argument("--out", metavar="FILE", help="write the table as JSON, too")
+    sub.add_argument(
+        "--profile",
+        metavar="STAGE",
+        help="call one stage a few times for a profiler, and name the command for it",
+    )
+    sub.epilog = "benchmarks/ in the source tree compares the kernels with baselines and other rasterizers."
+
     command("doctor", doctor, "print versions, backends and what to do about what is missing")
     return parser
 
@@ -200,6 +214,18 @@ def demo(args: argparse.Namespace, overrides: Overrides) -> int:
     if sheet is not None:
         print(f"pictures (photograph, rendering, depth): {sheet}")
     return status
+
+
+def bench(args: argparse.Namespace, overrides: Overrides) -> int:
+    from gsfields.bench import command
+
+    if args.profile is None:
+        command.run(device=args.device, quick=args.quick, stage=args.stage, out=args.out)
+    elif args.stage is not None or args.out is not None:
+        raise ValueError("--profile times nothing: it takes neither --stage nor --out")
+    else:
+        command.profile(args.profile, device=args.device, quick=args.quick)
+    return 0
 
 
 def doctor(args: argparse.Namespace, overrides: Overrides) -> int:

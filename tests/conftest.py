@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.kernels.backends import cuda_kernels_on_the_cpu
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
@@ -15,3 +17,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Once with the CPU kernels, once with the CUDA kernels as tests/emulator runs them, both on CPU tensors."""
+    if request.param == "cpu":
+        yield "cpu"
+        return
+    with cuda_kernels_on_the_cpu("forward"):
+        yield "cuda"

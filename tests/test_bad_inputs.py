@@ -5,7 +5,7 @@ On the CPU kernels, and on the CUDA kernels as tests/emulator runs them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +14,6 @@ import torch
 import gsfields
 from gsfields import ops
 from tests.kernels import oracle
-from tests.kernels.backends import cuda_kernels_on_the_cpu
 from tests.kernels.compare import assert_bitwise
 from tests.kernels.scenes import Scene, Splats, generator, random_scene, uniform
 
@@ -22,13 +21,7 @@ NAN, INF = float("nan"), float("inf")
 W, H, N, B = 22, 19, 12, 2
 
 
-@pytest.fixture(params=["cpu", "cuda"], autouse=True)
-def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "cpu":
-        yield "cpu"
-        return
-    with cuda_kernels_on_the_cpu("forward"):
-        yield "cuda"
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 def project_arguments() -> dict[str, Any]:

@@ -140,3 +140,23 @@ def test_fields_lists_every_field(capsys):
     assert main(["fields"]) == 0
     text = capsys.readouterr().out
     assert "--means-lr" in text and "recipes (--config): blender, colmap, default, demo" in text
+
+
+def test_bench_times_this_machine(tmp_path, capsys):
+    out = tmp_path / "bench.json"
+    assert main(["bench", "--quick", "--device", "cpu", "--stage", "bin", "--out", str(out)]) == 0
+    assert "20000 Gaussians, 256x256" in capsys.readouterr().out
+    assert [row["stage"] for row in json.loads(out.read_text())["rows"]] == ["bin"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["bench", "--stage", "blur"], "stage is 'blur', but must be one of: project, "),
+        (["bench", "--device", "tpu"], "device is 'tpu', but must be 'cpu' or 'cuda'"),
+        (["bench", "--profile", "blend", "--device", "cpu"], "a profile needs a GPU"),
+        (["bench", "--profile", "blend", "--stage", "bin"], "--profile times nothing"),
+    ],
+)
+def test_bench_refusals_are_one_sentence(capsys, words, sentence):
+    assert sentence in refused(capsys, *words)

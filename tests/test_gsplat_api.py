@@ -11,6 +11,8 @@ from tests.kernels import oracle
 from tests.kernels.compare import assert_bitwise, assert_close_outside_band, assert_relative
 from tests.kernels.scenes import Scene, generator, normal, random_scene, uniform
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 
 def rasterize(scene: Scene, colors, **options):
     return gsfields.rasterization(

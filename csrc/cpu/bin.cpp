@@ -1,28 +1,18 @@
 // Binning: depth sort of the visible Gaussians, then a stable counting sort into tiles.
 #include <algorithm>
-#include <bit>
-#include <type_traits>
 #include <utility>
 
+#include "../math/tiles.h"
 #include "stages.h"
 
 namespace gsfields::cpu {
 
 namespace {
 
-// Unsigned integers that sort like the floats they come from.
-template <class S>
-auto sort_key(S depth) {
-  using U = std::conditional_t<sizeof(S) == 4, uint32_t, uint64_t>;
-  const U bits = std::bit_cast<U>(depth);
-  const U sign = U(1) << (8 * sizeof(S) - 1);
-  return bits & sign ? ~bits : bits | sign;
-}
-
 // Stable least-significant-digit radix sort of indices by depth.
 template <class S>
 void sort_by_depth(std::vector<int32_t>& order, const S* depths) {
-  using U = decltype(sort_key(S()));
+  using U = decltype(math::sort_key(S()));
   constexpr int kBits = 11, kDigits = 1 << kBits, kPasses = (8 * int(sizeof(U)) + kBits - 1) / kBits;
   struct Item {
     U key;
@@ -32,7 +22,7 @@ void sort_by_depth(std::vector<int32_t>& order, const S* depths) {
   std::vector<Item> from(n), to(n);
   std::vector<uint32_t> counts(size_t(kPasses) * kDigits);
   for (size_t i = 0; i < n; ++i) {
-    from[i] = {sort_key(depths[order[i]]), order[i]};
+    from[i] = {math::sort_key(depths[order[i]]), order[i]};
     for (int pass = 0; pass < kPasses; ++pass)
       ++counts[size_t(pass * kDigits) + (from[i].key >> (pass * kBits) & (kDigits - 1))];
   }

@@ -77,7 +77,7 @@ __device__ S block_sum(const S* values) {
   return thread < kViewGrads ? rows[thread][0] : S(0);
 }
 
-// One block is one part of v_views.
+// One block is one part of v_views, where gradients of viewmats are wanted.
 template <class S>
 __global__ void __launch_bounds__(kProjectBlock) project_backward_kernel(const ProjectBackwardArgs<S> a) {
   const ProjectArgs<S>& f = a.forward;
@@ -105,6 +105,7 @@ __global__ void __launch_bounds__(kProjectBlock) project_backward_kernel(const P
         v_view[4 * r + 3] = out.t[r];
       }
     }
+    if (!a.v_views) continue;
     const S total = block_sum(v_view);
     if (threadIdx.x < kViewGrads) a.v_views[(blockIdx.x * f.views + view) * kViewGrads + threadIdx.x] = total;
   }
@@ -135,8 +136,8 @@ cudaError_t project(const ProjectArgs<S>& a, cudaStream_t stream) {
 template <class S>
 cudaError_t project_backward(const ProjectBackwardArgs<S>& a, S* v_viewmats, cudaStream_t stream) {
   const int64_t parts = projection_parts(a.forward.n);
-  const cudaError_t error = GSF_LAUNCH(project_backward_kernel, parts, kProjectBlock, stream, a);
-  if (error != cudaSuccess) return error;
+  GSF_STEP(GSF_LAUNCH(project_backward_kernel, parts, kProjectBlock, stream, a));
+  if (!v_viewmats) return cudaSuccess;
   return GSF_LAUNCH(sum_views_kernel, a.forward.views, kProjectBlock, stream, a.v_views, parts, v_viewmats);
 }
 

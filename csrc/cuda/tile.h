@@ -2,6 +2,7 @@
 // tile's list of Gaussians in batches, loaded together into shared memory and then culled by each warp for its patch.
 #pragma once
 
+#include <limits>
 #include <utility>
 
 #include "../kernel_args.h"
@@ -60,8 +61,9 @@ struct alignas(4 * sizeof(S)) Packed {
 };
 static_assert(sizeof(Packed<float>) == 48);
 
+// No exponent is less than what is not a number.
 template <class S>
-constexpr math::Reach<S> kNowhere = {0, 0, -1};
+constexpr math::Reach<S> kNowhere = {0, 0, std::numeric_limits<S>::quiet_NaN()};
 
 // Packs the Gaussians of all views, [B,N].
 template <class S>
@@ -93,9 +95,12 @@ __device__ void load_batch(const BlendInput<S>& in, const Packed<S>* packed, con
   const int k = int(threadIdx.x);
   if (k >= count) return;
   const int32_t id = in.ids[tile.begin + first + k];
-  const bool known = id >= 0 && id < in.n;
-  const Packed<S> from = known ? packed[int64_t(tile.view) * in.n + id] : Packed<S>{{}, kNowhere<S>};
-  splats[k] = {from.splat}, candidates[k] = {from.reach, known ? id : -1};
+  if (id < 0 || id >= in.n) {
+    candidates[k] = {kNowhere<S>, -1};
+    return;
+  }
+  const Packed<S>& from = packed[int64_t(tile.view) * in.n + id];
+  splats[k] = {from.splat}, candidates[k] = {from.reach, id};
 }
 
 // The values of the batch's Gaussians, C channels from `channel` on.

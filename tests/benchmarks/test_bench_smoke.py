@@ -8,8 +8,11 @@ import torch
 
 from benchmarks import contenders, kernels, report, scenes
 from benchmarks.baselines import scalar_loop, torch_reference
-from benchmarks.measure import Effort, PeakMemory, Task, interleaved, threads
+from benchmarks.measure import PeakMemory, threads
 from benchmarks.results import Results, Target
+from gsfields.bench.clock import Effort
+from gsfields.bench.scene import synthetic
+from gsfields.bench.stages import View, image_gradient, project_and_bin
 from tests.kernels import oracle
 
 TINY = kernels.Suite(
@@ -29,18 +32,16 @@ TINY = kernels.Suite(
 
 
 @pytest.fixture(scope="module")
-def view() -> contenders.View:
+def view() -> View:
     """Lists that owe nothing to our kernels; 40 x 24 pixels, so that tiles at two borders are cut."""
-    scene = replace(scenes.synthetic(200, 40), height=24)
+    scene = replace(synthetic(200, 40), height=24)
     means2d, depths, conics, opacities2d, radii = oracle.project(*scene.geometry, *scene.camera(0))
     projected = (means2d[0], conics[0], opacities2d[0], depths[0], radii[0])
     lists = oracle.tile_lists(*projected, scene.width, scene.height)
     ids = torch.tensor([i for of_tile in lists for i in of_tile], dtype=torch.int32)
     offsets = torch.tensor([0, *(len(of_tile) for of_tile in lists)]).cumsum(0)
     assert len(ids) > 200
-    return contenders.View(
-        scene.values, means2d, conics, opacities2d, ids, offsets, scene.width, scene.height
-    )
+    return View(scene.values, means2d, conics, opacities2d, ids, offsets, scene.width, scene.height)
 
 
 def test_scalar_loop_is_the_torch_reference(view):
@@ -55,9 +56,9 @@ def test_tiled_torch_is_the_dense_oracle(view):
     """In float64, where no threshold flips; images and gradients."""
     fields = ("values", "means2d", "conics", "opacities2d")
     exact = replace(view, **{name: getattr(view, name).double() for name in fields})
-    scene = replace(scenes.synthetic(200, 40), height=24)
+    scene = replace(synthetic(200, 40), height=24)
     _, depths, _, _, radii = oracle.project(*scene.geometry, *scene.camera(0))
-    v_image = kernels.image_gradient(view).double()
+    v_image = image_gradient(view).double()
 
     def dense(v):
         return oracle.composite(*v.differentiable, depths, radii, v.width, v.height)[:2]
@@ -72,7 +73,7 @@ def test_tiled_torch_is_the_dense_oracle(view):
 
 
 def test_dense_reference_is_the_tiled_one_and_refuses_large_scenes(view):
-    scene = replace(scenes.synthetic(200, 40), height=24)
+    scene = replace(synthetic(200, 40), height=24)
     depths = oracle.project(*scene.geometry, *scene.camera(0))[1]
     drawn = view.ids.unique().long()
     fields = [
@@ -103,22 +104,22 @@ def test_baselines_refuse_a_batch(view):
 
 
 def test_our_kernel_agrees_with_the_baselines():
-    view = contenders.project_and_bin(scenes.synthetic(500, 64), 0)
-    agreement = contenders.compare(view, kernels.image_gradient(view))
+    view = project_and_bin(synthetic(500, 64), 0)
+    agreement = contenders.compare(view, image_gradient(view))
     assert agreement.ok
     assert agreement.image_worst < 1e-2 and agreement.gradient < 1e-2
 
 
 def test_disagreement_is_seen(monkeypatch):
     """A kernel that forgets a thousandth of its image is reported."""
-    view = contenders.project_and_bin(scenes.synthetic(500, 64), 0)
+    view = project_and_bin(synthetic(500, 64), 0)
     right = contenders.ours
     monkeypatch.setattr(contenders, "ours", lambda v: (right(v)[0] * 0.999, right(v)[1]))
-    assert not contenders.compare(view, kernels.image_gradient(view)).ok
+    assert not contenders.compare(view, image_gradient(view)).ok
 
 
 def test_prototype_scene_is_as_crowded_as_stated():
-    view = contenders.project_and_bin(scenes.prototype(12_500, 256), 0)
+    view = project_and_bin(scenes.prototype(12_500, 256), 0)
     work = contenders.scalar_blend(view)
     assert 39 < float(work.blended.float().mean()) < 46
 
@@ -171,17 +172,6 @@ def test_missing_splat_is_one_sentence(monkeypatch, tmp_path):
         scenes.load("robot_125k", 10, 16)
     notes: list[str] = []
     assert list(kernels.cases(replace(TINY, scenes=("robot_125k",)), notes)) == [] and len(notes) == 1
-
-
-def test_interleaved_times_the_run_and_not_the_preparation():
-    import time
-
-    slow = Task(run=lambda _: time.sleep(0.004), prepare=lambda _: time.sleep(0.02))
-    quick = Task(run=lambda _: time.sleep(0.001))
-    timings = interleaved({"slow": slow, "quick": quick}, Effort(0, min_rounds=3))
-    assert len(timings["slow"].rounds) == len(timings["quick"].rounds) == 3
-    assert 4 <= timings["slow"].best < 20
-    assert timings["slow"].ratio(timings["quick"]) > 1
 
 
 def test_peak_memory_sees_what_was_freed_again():

@@ -138,7 +138,7 @@ def main() -> None:
     before = json.loads(BUDGET.read_text())["architectures"] if BUDGET.is_file() else []
     if missing := set(before) - set(build.archs):
         parser.error(
-            f"the last build left out {', '.join(sorted(missing))}: build without GSFIELDS_CUDA_ARCHS"
+            f"the last build left out {', '.join(sorted(missing, key=capability))}: build without GSFIELDS_CUDA_ARCHS"
         )
     if len(build.nvcc) > 1:
         parser.error(f"objects of several nvcc, {', '.join(sorted(build.nvcc))}: make clean, and build again")

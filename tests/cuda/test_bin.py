@@ -99,6 +99,7 @@ SCENES = {
     "negative_depths": negative_depths,
     "equal_depths": equal_depths,
     "hostile": hostile,
+    "one_gaussian": lambda: ellipses(1, 40, 50, (5.0, 9.0)),
     "no_gaussians": lambda: random_splats(0, 20, 40, views=2),
     "no_views": no_views,
     "huge": lambda: ellipses(40, 700, 500, (300.0, 200.0), views=2),

@@ -1,7 +1,5 @@
-"""Compiles the emulator with the CUDA kernels, for Python and for programs under the sanitizers.
-
-build("plain")           torch ops gsfields_emulated::*, which load() loads
-program(source, "asan")  a program of its own: sanitizers cannot be loaded into Python
+"""Compiles the emulator with the CUDA kernels: as torch ops for Python, and as programs under the sanitizers, which
+cannot be loaded into Python. Everything lies in build/emulator; ninja compiles what changed.
 """
 
 from __future__ import annotations
@@ -26,125 +24,135 @@ BUILD = Path("build/emulator")  # relative to ROOT, where the compiler runs
 
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-psabi"]
 FLAGS = ["-std=c++20", "-g", "-fPIC", "-fvisibility=hidden", *WARNINGS, f"-I{EMULATOR}", "-Icsrc"]
+SANITIZERS = {
+    "asan": ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"],
+    "tsan": ["-fsanitize=thread"],
+}
 VARIANTS = {
     "plain": ["-O2"],
-    "asan": [
-        "-O1",
-        "-fno-omit-frame-pointer",
-        "-fsanitize=address,undefined,float-cast-overflow",
-        "-fno-sanitize-recover=all",
-    ],
-    "tsan": ["-O1", "-fsanitize=thread"],
     # What other processors use to switch stacks, and kernels where a function of the emulator is faster than shuffles.
     "fallbacks": ["-O2", "-DGSF_EMULATOR_UCONTEXT", "-DGSF_EMULATE_SHUFFLES"],
+    **{name: ["-O1", "-fno-omit-frame-pointer", *flags] for name, flags in SANITIZERS.items()},
 }
 # ThreadSanitizer watches kernels, but not the emulator, whose own data the threads of a block share.
-UNWATCHED = ["-O2", "-DGSF_EMULATOR_TSAN"]
-RENAMED = ["-Dgsfields=gsfields_emulated"]  # so that nothing is shared with gsfields/_C.so
-RUNTIME = ("emulator.cpp", "fibers.cpp", "stream.cpp")
+RUNTIME = {**VARIANTS, "tsan": ["-O2", "-DGSF_EMULATOR_TSAN"]}
 STREAM = 0x57EA  # the stream of ops.cpp
 
 
-class Ninja:
-    """Compiles and links with ninja: only what changed, one process at a time."""
+class Manifest:
+    """What ninja can build, by target."""
 
-    def __init__(self, name: str) -> None:
-        self.folder = BUILD / name
+    def __init__(self) -> None:
         self.lines = [
-            f"builddir = {self.folder}",
+            f"builddir = {BUILD}",
             "rule compile",
-            "  command = $tool -MD -MF $out.d -c $in -o $out",
+            "  command = g++ -MD -MF $out.d $flags -x c++ -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "rule link",
-            "  command = $tool $in -o $out $libs",
+            "  command = g++ $flags $in -o $out $libs",
         ]
+        self.cpu = self.cpu_kernels()
+        for variant in VARIANTS:
+            self.add_variant(variant)
 
-    def compile(self, source: Path, flags: list[str], name: str = "") -> str:
-        output = self.folder / f"{name or '_'.join(source.parts[1:])}.o"
-        self.lines += [f"build {output}: compile {source}", f"  tool = g++ {' '.join(flags)} -x c++"]
-        return str(output)
+    def compile(self, folder: str, source: Path, flags: list[str]) -> Path:
+        output = BUILD / folder / f"{'_'.join(source.parts[1:])}.o"
+        self.lines += [f"build {output}: compile {source}", f"  flags = {' '.join([*FLAGS, *flags])}"]
+        return output
 
-    def link(self, name: str, flags: list[str], objects: list[str], libs: list[str]) -> Path:
-        output = self.folder / name
-        self.lines += [f"build {output}: link {' '.join(objects)}"]
-        self.lines += [f"  tool = g++ {' '.join(flags)}", f"  libs = {' '.join(libs)}"]
-        return ROOT / output
+    def link(self, output: Path, objects: list[Path], flags: list[str], libs: list[str]) -> None:
+        self.lines += [f"build {output}: link {' '.join(map(str, objects))}"]
+        self.lines += [f"  flags = {' '.join(flags)}", f"  libs = {' '.join(libs)}"]
 
-    def run(self) -> None:
-        folder = ROOT / self.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            (folder / "build.ninja").write_text("\n".join(self.lines) + "\n")
-            command = [ninja(), "-j2", "-f", str(self.folder / "build.ninja")]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"the emulator does not compile:\n{done.stdout}{done.stderr}")
+    def kernels(self, folder: str, flags: list[str]) -> list[Path]:
+        """The CUDA kernels, with sort.cpp instead of CUB."""
+        sources = sorted(path.relative_to(ROOT) for path in ROOT.glob("csrc/cuda/*.cu"))
+        sources = [EMULATOR / "sort.cpp" if source.name == "sort.cu" else source for source in sources]
+        return [self.compile(folder, source, flags) for source in sources]
+
+    def cpu_kernels(self) -> list[Path]:
+        """What programs compare with; compiled once, without sanitizers, which have programs of their own for them."""
+        flags = [*VARIANTS["plain"], "-DGSFIELDS_ISA=baseline"]
+        sources = (Path("csrc/cpu") / f"{name}.cpp" for name in ("bin", "dispatch", "isa", "stages"))
+        return [self.compile("plain", source, flags) for source in sources]
+
+    def add_variant(self, variant: str) -> None:
+        flags = VARIANTS[variant]
+        runtime = [
+            self.compile(variant, EMULATOR / f"{name}.cpp", RUNTIME[variant])
+            for name in ("emulator", "fibers", "stream")
+        ]
+        for program in ("planted", "self_test"):
+            objects = [*runtime, self.compile(variant, EMULATOR / f"{program}.cu", flags)]
+            self.link(program_path(program, variant), objects, flags, [])
+        if variant in SANITIZERS:
+            objects = [*runtime, *self.kernels(variant, flags), *self.cpu]
+            objects.append(self.compile(variant, EMULATOR / "scenes.cpp", flags))
+            self.link(program_path("scenes", variant), objects, flags, [])
+        else:
+            self.add_ops(variant, runtime)
+
+    def add_ops(self, variant: str, runtime: list[Path]) -> None:
+        folder, torch_folder = f"{variant}-ops", Path(torch.__file__).parent
+        torch_flags = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(torch_folder / "include")]
+        renamed = ["-Dgsfields=gsfields_emulated"]  # so that nothing is shared with gsfields/_C.so
+        objects = [*runtime, *self.kernels(folder, [*VARIANTS[variant], *renamed])]
+        objects.append(self.compile(folder, EMULATOR / "ops.cpp", [*VARIANTS[variant], *torch_flags]))
+        libs = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-Wl,-z,defs"]
+        self.link(library_path(variant), objects, ["-shared"], libs)
 
 
-def ninja() -> str:
+def library_path(variant: str) -> Path:
+    return BUILD / f"{variant}-ops" / "ops.so"
+
+
+def program_path(name: str, variant: str) -> Path:
+    return BUILD / variant / name
+
+
+def make(target: Path) -> Path:
+    """Builds the target, or waits for another process that does."""
+    (ROOT / BUILD).mkdir(parents=True, exist_ok=True)
+    with (ROOT / BUILD / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (ROOT / BUILD / "build.ninja").write_text("\n".join(Manifest().lines) + "\n")
+        command = [find_ninja(), "-j2", "-f", str(BUILD / "build.ninja"), str(target)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the emulator does not compile:\n{done.stdout}{done.stderr}")
+    return ROOT / target
+
+
+def find_ninja() -> str:
     if importlib.util.find_spec("ninja"):
         import ninja
 
         return str(Path(ninja.BIN_DIR, "ninja"))
-    return shutil.which("ninja") or "ninja"
+    return shutil.which("ninja") or ""
 
 
-def missing() -> str | None:
+def build(variant: str = "plain") -> Path:
+    """The library of the ops gsfields_emulated::*; variant "plain" or "fallbacks"."""
+    return make(library_path(variant))
+
+
+def program(name: str, variant: str) -> Path:
+    """A program of this folder: planted and self_test in every variant, scenes under the sanitizers."""
+    return make(program_path(name, variant))
+
+
+def missing(variant: str = "plain") -> str | None:
     """What the emulator needs and this machine lacks, or None."""
-    tools = ("g++", "ninja" if not importlib.util.find_spec("ninja") else "g++")
-    return next((f"{tool} is not installed" for tool in tools if shutil.which(tool) is None), None)
-
-
-def missing_sanitizer(variant: str) -> str | None:
-    """The library that g++ lacks for a variant, or None."""
+    if shutil.which("g++") is None:
+        return "g++ is not installed"
+    if not find_ninja():
+        return "ninja is not installed"
     for name in {"asan": ("libasan.so", "libubsan.so"), "tsan": ("libtsan.so",)}.get(variant, ()):
         command = ["g++", f"-print-file-name={name}"]
         if subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == name:
             return f"g++ has no {name}"
     return None
-
-
-def runtime(to: Ninja, variant: str) -> list[str]:
-    flags = [*FLAGS, *(UNWATCHED if variant == "tsan" else VARIANTS[variant])]
-    return [to.compile(EMULATOR / name, flags) for name in RUNTIME]
-
-
-def kernels(to: Ninja, flags: list[str]) -> list[str]:
-    """The CUDA kernels, without those of CUB, for which sort.cpp stands in."""
-    sources = sorted(path.relative_to(ROOT) for path in ROOT.glob("csrc/cuda/*.cu"))
-    sources = [EMULATOR / "sort.cpp" if source.name == "sort.cu" else source for source in sources]
-    return [to.compile(source, flags) for source in sources]
-
-
-def build(variant: str = "plain") -> Path:
-    """The library of the ops; variant "plain" or "fallbacks"."""
-    flags, torch_folder = [*FLAGS, *VARIANTS[variant]], Path(torch.__file__).parent
-    to = Ninja(variant)
-    torch_flags = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(torch_folder / "include")]
-    objects = runtime(to, variant) + kernels(to, [*flags, *RENAMED])
-    objects.append(to.compile(EMULATOR / "ops.cpp", [*flags, *torch_flags]))
-    libs = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-Wl,-z,defs"]
-    library = to.link("ops.so", ["-shared"], objects, libs)
-    to.run()
-    return library
-
-
-def program(source: Path, variant: str, *, with_kernels: bool = True) -> Path:
-    """A program of the source, the emulator and (with_kernels) the kernels of both backends."""
-    flags = [*FLAGS, *VARIANTS[variant]]
-    to = Ninja(f"{source.stem}-{variant}")
-    objects = [*runtime(to, variant), to.compile(source, flags)]
-    if with_kernels:
-        objects += kernels(to, flags)
-        objects += [
-            to.compile(Path("csrc/cpu") / f"{name}.cpp", flags) for name in ("bin", "dispatch", "stages")
-        ]
-        objects.append(to.compile(Path("csrc/cpu/isa.cpp"), [*flags, "-DGSFIELDS_ISA=baseline"]))
-    output = to.link(source.stem, VARIANTS[variant], objects, ["-pthread"])
-    to.run()
-    return output
 
 
 # ---------------------------------------------------------------------------------------------- the ops in Python

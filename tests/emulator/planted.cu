@@ -108,7 +108,7 @@ __device__ float exchange(Bug bug, float value) {
     return __shfl_down_sync(kFullWarp, value, 1);
   }
   if (bug == lane_not_in_mask) return __shfl_xor_sync(0x7fffffffu, value, 1);
-  if (bug == source_not_in_mask && lane < 16) return __shfl_sync(0xffffu, value, 20);
+  if (bug == source_not_in_mask) return lane < 16 ? __shfl_sync(0xffffu, value, 20) : value;
   if (bug == masks_overlap) return __shfl_xor_sync(lane < 16 ? 0x3ffffu : 0xffff0000u, value, 1);
   return __shfl_xor_sync(kFullWarp, value, 1);
 }

@@ -1,0 +1,57 @@
+"""What the device itself can do, measured in the same run as the kernels: the two limits of the roofline."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from benchmarks.results import Ceilings
+from gsfields.bench.clock import Clock
+
+COPY_BYTES = 1 << 30
+MATRIX = 8192
+CALLS = 10
+
+
+def measure(
+    device: torch.device, clock: Clock, copy_bytes: int = COPY_BYTES, matrix: int = MATRIX
+) -> Ceilings:
+    """Bandwidth of a large copy on the device (bytes read and written), and the fp32 rate (a multiplication and an
+    addition are two) of a large matrix product without TF32.
+    """
+    return Ceilings(
+        memory_gb_per_s=2 * copy_bytes / copying(device, clock, copy_bytes) / 1e6,
+        fp32_gflop_per_s=2 * matrix**3 / multiplying(device, clock, matrix) / 1e6,
+    )
+
+
+def copying(device: torch.device, clock: Clock, size: int) -> float:
+    source = torch.ones(size // 4, device=device)
+    target = torch.empty_like(source)
+    return _median(clock, lambda: target.copy_(source))
+
+
+def multiplying(device: torch.device, clock: Clock, size: int) -> float:
+    a = torch.ones(size, size, device=device)
+    out = torch.empty_like(a)
+    with full_precision():
+        return _median(clock, lambda: torch.mm(a, a, out=out))
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _median(clock: Clock, call: Callable[[], object]) -> float:
+    for _ in range(2):
+        clock.ms(call)
+    return statistics.median(clock.ms(call) for _ in range(CALLS))

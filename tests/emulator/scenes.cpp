@@ -1,0 +1,390 @@
+// All CUDA kernels on small scenes, for the sanitizers, compared with the CPU kernels in float64. Every array is a heap
+// allocation of exactly the size the interface asks for, and starts as garbage. Scenes have more than two batches per
+// tile, ragged images, no Gaussians, and channels beyond what a kernel takes at once.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cpu/stages.h"
+#include "cuda/kernels.h"
+
+namespace {
+
+using namespace gsfields;
+
+int failures = 0;
+
+void expect(bool good, const std::string& what) {
+  if (!good) ++failures, std::printf("wrong: %s\n", what.c_str());
+}
+
+// An exact-size array (never null, also when empty) that starts as garbage: every byte 0xEE.
+template <class T>
+class Array {
+ public:
+  explicit Array(int64_t n = 0) : n_(n), data_(new T[size_t(n)]) {
+    if (n) std::memset(static_cast<void*>(data_.get()), 0xEE, size_t(n) * sizeof(T));
+  }
+  template <class From>
+  explicit Array(const std::vector<From>& from) : Array(int64_t(from.size())) {
+    std::copy(from.begin(), from.end(), data_.get());
+  }
+  T* get() const { return data_.get(); }
+  std::vector<double> numbers() const { return {data_.get(), data_.get() + n_}; }
+
+ private:
+  int64_t n_;
+  std::unique_ptr<T[]> data_;
+};
+
+using Numbers = std::vector<float>;                // what a stage is given, the same on both backends
+using Results = std::vector<std::vector<double>>;  // what it makes
+
+struct Random {
+  std::mt19937 engine;
+  float uniform(float low, float high) { return std::uniform_real_distribution<float>(low, high)(engine); }
+  Numbers numbers(int64_t n, float low, float high) {
+    Numbers x(static_cast<size_t>(n));
+    for (float& number : x) number = uniform(low, high);
+    return x;
+  }
+};
+
+// ---- the two backends ----------------------------------------------------------------------------------------------
+
+struct Cpu {
+  using Scalar = double;
+  static constexpr auto kThreads = [](const std::function<void(int)>& f) { f(0); };
+  static cpu::Threads threads() { return {1, kThreads}; }
+  static const cpu::Kernels<double>& kernels() { return cpu::kernels().of<double>(); }
+
+  static void project(const ProjectArgs<double>& a) { kernels().project(a, 0, a.n); }
+  static int64_t projection_parts(int64_t n) { return (n + cpu::kProjectChunk - 1) / cpu::kProjectChunk; }
+  static void project_backward(const ProjectBackwardArgs<double>& a, double* v_viewmats) {
+    const int64_t n = a.forward.n, views = a.forward.views;
+    for (int64_t i = 0; i < n; i += cpu::kProjectChunk)
+      kernels().project_backward(a, i, std::min(i + cpu::kProjectChunk, n));
+    std::fill(v_viewmats, v_viewmats + 16 * views, 0.0);
+    for (int64_t k = 0; k < projection_parts(n) * views; ++k)  // of R, then of t
+      for (int i = 0; i < 12; ++i)
+        v_viewmats[k % views * 16 + (i < 9 ? i / 3 * 4 + i % 3 : (i - 9) * 4 + 3)] += a.v_views[12 * k + i];
+  }
+  static void sh(const ShArgs<double>& a, bool backward) {
+    (backward ? kernels().sh_backward : kernels().sh)(a, 0, a.n);
+  }
+  static Array<int32_t> bin(const BinInput<double>& in, int64_t* offsets) {
+    const cpu::Threads one = threads();
+    cpu::Binning<double> binning(in, offsets, one);
+    Array<int32_t> ids(binning.total());
+    binning.fill(ids.get());
+    return ids;
+  }
+  static void blend(const BlendInput<double>& in, double* image, double* transmittance, int32_t* last) {
+    cpu::blend(in, image, transmittance, last, threads());
+  }
+  static void blend_backward(const BlendInput<double>& in, const double*, const int32_t* last,
+                             const BlendGrads<double>& grads) {
+    cpu::blend_backward(in, cpu::used_lists(in, last).data(), grads, threads());
+  }
+  static void ssim(const SsimArgs<double>& a, int64_t images, bool backward) {
+    cpu::ssim(a, images, backward, threads());
+  }
+};
+
+struct Cuda {
+  using Scalar = float;
+  static inline const auto stream = reinterpret_cast<cudaStream_t>(7);
+  static inline std::vector<std::unique_ptr<char[]>> scratch;
+  static void* allocate(int64_t bytes) {
+    scratch.push_back(std::make_unique_for_overwrite<char[]>(size_t(bytes)));
+    if (bytes) std::memset(scratch.back().get(), 0xEE, size_t(bytes));
+    return scratch.back().get();
+  }
+  static void finish(cudaError_t error) {
+    expect(error == cudaSuccess && cudaStreamSynchronize(stream) == cudaSuccess, emulator::last_report());
+    scratch.clear();
+  }
+
+  static void project(const ProjectArgs<float>& a) { finish(cuda::project(a, stream)); }
+  static int64_t projection_parts(int64_t n) { return cuda::projection_parts(n); }
+  static void project_backward(const ProjectBackwardArgs<float>& a, float* v_viewmats) {
+    finish(cuda::project_backward(a, v_viewmats, stream));
+  }
+  static void sh(const ShArgs<float>& a, bool backward) {
+    finish(backward ? cuda::sh_backward(a, stream) : cuda::sh(a, stream));
+  }
+  static Array<int32_t> bin(const BinInput<float>& in, int64_t* offsets) {
+    Array<int32_t> ids;
+    const auto make_ids = [&](int64_t pairs) {
+      ids = Array<int32_t>(pairs);
+      return ids.get();
+    };
+    finish(cuda::bin<float>(in, offsets, make_ids, allocate, stream));
+    return ids;
+  }
+  static void blend(const BlendInput<float>& in, float* image, float* transmittance, int32_t* last) {
+    finish(cuda::blend(in, image, transmittance, last, allocate, stream));
+  }
+  static void blend_backward(const BlendInput<float>& in, const float* transmittance, const int32_t* last,
+                             const BlendGrads<float>& grads) {
+    finish(cuda::blend_backward(in, transmittance, last, grads, allocate, stream));
+  }
+  static void ssim(const SsimArgs<float>& a, int64_t images, bool backward) {
+    finish(cuda::ssim(a, images, backward, stream));
+  }
+};
+
+// ---- scenes --------------------------------------------------------------------------------------------------------
+
+struct Scene {
+  int64_t n, views;
+  int width, height;
+  Numbers means, quats, scales, opacities, viewmats, Ks;
+
+  // Faint Gaussians let all batches of a tile through.
+  Scene(int64_t n_, int64_t views_, int width_, int height_, float most_opaque, float size)
+      : n(n_), views(views_), width(width_), height(height_) {
+    Random rng{std::mt19937(unsigned(n + width))};
+    for (int64_t i = 0; i < n; ++i) {
+      const float depth = rng.uniform(i % 30 ? 1 : -3, 6);  // some behind the camera
+      means.push_back(rng.uniform(-0.6f, 0.6f) * depth), means.push_back(rng.uniform(-0.6f, 0.6f) * depth);
+      means.push_back(depth);
+      for (int k = 0; k < 3; ++k) scales.push_back(size * std::exp(rng.uniform(-1, 1)));
+    }
+    quats = rng.numbers(4 * n, -1, 1), opacities = rng.numbers(n, 0.006f, most_opaque);
+    for (int64_t b = 0; b < views; ++b) {
+      const float angle = rng.uniform(-0.2f, 0.2f), c = std::cos(angle), s = std::sin(angle), w = float(width);
+      const float viewmat[] = {c, 0, s, rng.uniform(-0.2f, 0.2f), 0, 1, 0, 0.1f, -s, 0, c, 0, 0, 0, 0, 1};
+      const float K[] = {w, 0, w * 0.55f, 0, w, float(height) * 0.45f, 0, 0, 1};
+      viewmats.insert(viewmats.end(), viewmat, viewmat + 16), Ks.insert(Ks.end(), K, K + 9);
+    }
+  }
+  int64_t tiles() const { return views * tiles_along(width) * tiles_along(height); }
+  int64_t pixels() const { return views * height * width; }
+};
+
+// What the forward stages make of it, for the stages after.
+struct Projected {
+  Numbers means2d, depths, conics, opacities;
+  std::vector<int32_t> radii;
+};
+struct Lists {
+  std::vector<int32_t> ids;
+  std::vector<int64_t> offsets;
+};
+
+template <class T>
+std::vector<T> as(const std::vector<double>& numbers) {
+  return {numbers.begin(), numbers.end()};
+}
+
+// ---- stages, as each backend runs them -----------------------------------------------------------------------------
+
+template <class S>
+struct Geometry {
+  Array<S> means, quats, scales, opacities, viewmats, Ks;
+  explicit Geometry(const Scene& s)
+      : means(s.means), quats(s.quats), scales(s.scales), opacities(s.opacities), viewmats(s.viewmats), Ks(s.Ks) {}
+  ProjectArgs<S> args(const Scene& s) const {
+    ProjectArgs<S> a{};
+    a.n = s.n, a.views = s.views, a.width = s.width, a.height = s.height, a.antialiased = s.n % 2;
+    a.means = means.get(), a.quats = quats.get(), a.scales = scales.get(), a.opacities = opacities.get();
+    a.viewmats = viewmats.get(), a.Ks = Ks.get();
+    a.near_plane = S(0.01), a.far_plane = S(1e10), a.eps2d = S(0.3);
+    return a;
+  }
+};
+
+template <class B>
+Results project(const Scene& s) {
+  using S = typename B::Scalar;
+  const Geometry<S> geometry(s);
+  const int64_t splats = s.views * s.n;
+  const Array<S> means2d(2 * splats), depths(splats), conics(3 * splats), opacities(splats);
+  const Array<int32_t> radii(2 * splats);
+  ProjectArgs<S> a = geometry.args(s);
+  a.means2d = means2d.get(), a.depths = depths.get(), a.conics = conics.get(), a.opacities2d = opacities.get();
+  a.radii = radii.get();
+  B::project(a);
+  return {means2d.numbers(), depths.numbers(), conics.numbers(), opacities.numbers(), radii.numbers()};
+}
+
+template <class B>
+Results project_backward(const Scene& s, const Projected& p) {
+  using S = typename B::Scalar;
+  const Geometry<S> geometry(s);
+  Random rng{std::mt19937(3)};
+  const int64_t splats = s.views * s.n;
+  const Array<S> v_means2d(rng.numbers(2 * splats, -1, 1)), v_depths(rng.numbers(splats, -1, 1));
+  const Array<S> v_conics(rng.numbers(3 * splats, -1, 1)), v_opacities2d(rng.numbers(splats, -1, 1));
+  const Array<int32_t> radii(p.radii);
+  const Array<S> v_means(3 * s.n), v_quats(4 * s.n), v_scales(3 * s.n), v_opacities(s.n);
+  const Array<S> v_views(B::projection_parts(s.n) * s.views * 12), v_viewmats(16 * s.views);
+  ProjectBackwardArgs<S> a{};
+  a.forward = geometry.args(s), a.forward.radii = radii.get();
+  a.v_means2d = v_means2d.get(), a.v_depths = v_depths.get(), a.v_conics = v_conics.get();
+  a.v_opacities2d = v_opacities2d.get(), a.v_means = v_means.get(), a.v_quats = v_quats.get();
+  a.v_scales = v_scales.get(), a.v_opacities = v_opacities.get(), a.v_views = v_views.get();
+  B::project_backward(a, v_viewmats.get());
+  return {v_means.numbers(), v_quats.numbers(), v_scales.numbers(), v_opacities.numbers(), v_viewmats.numbers()};
+}
+
+template <class B>
+Results sh(const Scene& s, int64_t channels, bool backward) {
+  using S = typename B::Scalar;
+  Random rng{std::mt19937(4)};
+  const int64_t splats = s.views * s.n, rest = 15;
+  const Array<S> dirs(rng.numbers(3 * splats, -1, 1)), sh0(rng.numbers(s.n * channels, -1, 1));
+  const Array<S> shN(rng.numbers(s.n * rest * channels, -1, 1)), v_colors(rng.numbers(splats * channels, -1, 1));
+  const Array<S> colors(splats * channels), v_dirs(3 * splats), v_sh0(s.n * channels), v_shN(s.n * rest * channels);
+  const Array<bool> masks(splats);
+  for (int64_t i = 0; i < splats; ++i) masks.get()[i] = i % 5 > 0;
+  ShArgs<S> a{};
+  a.n = s.n, a.views = s.views, a.channels = channels, a.rest = rest, a.degree = 3, a.masks = masks.get();
+  a.dirs = dirs.get(), a.sh0 = sh0.get(), a.sh0_stride = channels, a.shN = shN.get(), a.shN_stride = rest * channels;
+  a.colors = colors.get(), a.v_colors = v_colors.get();
+  a.v_dirs = v_dirs.get(), a.v_sh0 = v_sh0.get(), a.v_shN = v_shN.get();
+  B::sh(a, backward);
+  if (!backward) return {colors.numbers()};
+  return {v_dirs.numbers(), v_sh0.numbers(), v_shN.numbers()};
+}
+
+template <class B>
+Results bin(const Scene& s, const Projected& p) {
+  using S = typename B::Scalar;
+  const Array<S> means2d(p.means2d), depths(p.depths), conics(p.conics), opacities(p.opacities);
+  const Array<int32_t> radii(p.radii);
+  const Array<int64_t> offsets(s.tiles() + 1);
+  const Array<int32_t> ids = B::bin(BinInput<S>{s.n, s.views, means2d.get(), depths.get(), conics.get(),
+                                                opacities.get(), radii.get(), s.width, s.height},
+                                    offsets.get());
+  return {ids.numbers(), offsets.numbers()};
+}
+
+template <class S>
+struct BlendData {
+  Array<S> values, means2d, conics, opacities, background;
+  Array<int32_t> ids;
+  Array<int64_t> offsets;
+  BlendInput<S> input;
+  BlendData(const Scene& s, const Projected& p, const Lists& lists, int64_t channels, Random& rng)
+      : values(rng.numbers(s.n * channels, -1, 1)),
+        means2d(p.means2d),
+        conics(p.conics),
+        opacities(p.opacities),
+        background(rng.numbers(s.views * channels, -1, 1)),
+        ids(lists.ids),
+        offsets(lists.offsets),
+        input{} {
+    input.n = s.n, input.views = s.views, input.channels = channels, input.background_stride = channels;
+    input.values = values.get(), input.means2d = means2d.get(), input.conics = conics.get();
+    input.opacities = opacities.get(), input.background = background.get(), input.ids = ids.get();
+    input.pairs = int64_t(lists.ids.size()), input.tile_offsets = offsets.get();
+    input.width = s.width, input.height = s.height;
+  }
+};
+
+// Forward and backward: the second pass needs what the first one made.
+template <class B>
+Results blend(const Scene& s, const Projected& p, const Lists& lists, int64_t channels) {
+  using S = typename B::Scalar;
+  Random rng{std::mt19937(5)};
+  const BlendData<S> data(s, p, lists, channels, rng);
+  const Array<S> image(s.pixels() * channels), transmittance(s.pixels());
+  const Array<int32_t> last(s.pixels());
+  B::blend(data.input, image.get(), transmittance.get(), last.get());
+
+  const int64_t splats = s.views * s.n;
+  const Array<S> v_image(rng.numbers(s.pixels() * channels, -1, 1)), v_transmittance(rng.numbers(s.pixels(), -1, 1));
+  const Array<S> v_values(s.n * channels), v_means2d(2 * splats), v_conics(3 * splats), v_opacities(splats);
+  const Array<S> absgrad(2 * splats), only_values(s.n * channels);
+  const BlendGrads<S> all = {v_image.get(),  v_transmittance.get(), v_values.get(), v_means2d.get(),
+                             v_conics.get(), v_opacities.get(),     absgrad.get()};
+  B::blend_backward(data.input, transmittance.get(), last.get(), all);
+  const BlendGrads<S> values = {v_image.get(), v_transmittance.get(), only_values.get(), {}, {}, {}, {}};
+  B::blend_backward(data.input, transmittance.get(), last.get(), values);
+  return {image.numbers(),    transmittance.numbers(), last.numbers(),    v_values.numbers(),   v_means2d.numbers(),
+          v_conics.numbers(), v_opacities.numbers(),   absgrad.numbers(), only_values.numbers()};
+}
+
+template <class B>
+Results ssim(int64_t images, int64_t height, int64_t width, int64_t channels) {
+  using S = typename B::Scalar;
+  Random rng{std::mt19937(6)};
+  const int64_t all = images * height * width * channels;
+  const Array<S> image1(rng.numbers(all, 0, 1)), image2(rng.numbers(all, 0, 1)), v_map(rng.numbers(all, -1, 1));
+  const Array<S> map(all), d_mu(all), d_var(all), d_cov(all), v_image1(all);
+  SsimArgs<S> a{};
+  a.height = height, a.row = width * channels, a.channels = channels;
+  a.image1 = image1.get(), a.image2 = image2.get(), a.map = map.get(), a.d_mu = d_mu.get(), a.d_var = d_var.get();
+  a.d_cov = d_cov.get(), a.v_map = v_map.get(), a.v_image1 = v_image1.get();
+  B::ssim(a, images, false);
+  B::ssim(a, images, true);
+  return {map.numbers(), d_mu.numbers(), d_var.numbers(), d_cov.numbers(), v_image1.numbers()};
+}
+
+// ---- comparison ----------------------------------------------------------------------------------------------------
+
+// A number may be off by `tolerance` of the largest. A few may be off by more, where rounding decides whether a pair is
+// blended or a splat reaches a tile.
+void compare(const std::string& what, const Results& actual, const Results& expected, double tolerance, double few) {
+  for (size_t k = 0; k < expected.size(); ++k) {
+    const std::string name = what + ", result " + std::to_string(k);
+    if (actual[k].size() != expected[k].size()) {
+      expect(false, name + ": another length");
+      continue;
+    }
+    double scale = 1e-30, off = 0;
+    for (const double e : expected[k]) scale = std::max(scale, std::abs(e));
+    for (size_t i = 0; i < expected[k].size(); ++i)
+      off += !(std::abs(actual[k][i] - expected[k][i]) <= tolerance * scale);
+    expect(off <= few * double(expected[k].size()),
+           name + ": " + std::to_string(off) + " of " + std::to_string(expected[k].size()) + " numbers");
+  }
+}
+
+// The longest prefix of a tile's list that a pixel blends must reach `batches` batches of a tile's 256 threads.
+void test_scene(const Scene& s, const std::vector<int64_t>& channels, int batches, const std::string& name) {
+  const Results projected = project<Cpu>(s);
+  const Projected p = {as<float>(projected[0]), as<float>(projected[1]), as<float>(projected[2]),
+                       as<float>(projected[3]), as<int32_t>(projected[4])};
+  const Results binned = bin<Cpu>(s, p);
+  const Lists lists = {as<int32_t>(binned[0]), as<int64_t>(binned[1])};
+  compare(name + "project", project<Cuda>(s), projected, 1e-5, 2e-3);
+  compare(name + "project backward", project_backward<Cuda>(s, p), project_backward<Cpu>(s, p), 1e-4, 2e-3);
+  compare(name + "bin", bin<Cuda>(s, p), binned, 0, 0);
+  for (const int64_t count : channels) {
+    const std::string with = ", " + std::to_string(count) + " channels";
+    compare(name + "SH" + with, sh<Cuda>(s, count, false), sh<Cpu>(s, count, false), 1e-5, 0);
+    compare(name + "SH backward" + with, sh<Cuda>(s, count, true), sh<Cpu>(s, count, true), 1e-5, 0);
+    const Results blended = blend<Cpu>(s, p, lists, count);
+    compare(name + "blend" + with, blend<Cuda>(s, p, lists, count), blended, 1e-4, 2e-2);
+    double last = 0;
+    for (const double pixel : blended[2]) last = std::max(last, pixel);
+    expect(last > 256 * (batches - 1), name + "a pixel blends " + std::to_string(last) + " of its list");
+  }
+}
+
+}  // namespace
+
+int main() {
+  for (const auto order : {emulator::Order::reverse, emulator::Order::random}) {
+    emulator::set_order(order, 11);
+    const std::string name = order == emulator::Order::reverse ? "reverse: " : "random: ";
+    test_scene({620, 1, 20, 18, 0.02f, 0.8f}, {3, 20}, 3, name + "faint, ");
+    test_scene({60, 2, 37, 9, 1.0f, 0.1f}, {1, 33}, 1, name + "ragged, ");
+    test_scene({0, 2, 17, 5, 1.0f, 0.1f}, {3}, 0, name + "no Gaussians, ");
+    test_scene({5, 0, 17, 5, 1.0f, 0.1f}, {3}, 0, name + "no views, ");
+    for (const auto& [images, height, width, count] :
+         {std::array<int64_t, 4>{2, 60, 37, 3}, {1, 3, 200, 1}, {1, 20, 5, 7}, {0, 5, 5, 3}})
+      compare(name + "ssim", ssim<Cuda>(images, height, width, count), ssim<Cpu>(images, height, width, count), 1e-5,
+              0);
+  }
+  return failures != 0;
+}

@@ -1,0 +1,1 @@
+"""`make gpu`: everything that only a machine with an NVIDIA GPU can prove."""
