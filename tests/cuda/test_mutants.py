@@ -66,7 +66,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(problem)
     emulator.build()
     root = tmp_path_factory.mktemp("copy")
-    for folder in ("csrc", "gsfields", "tests/emulator", "tests/kernels", "build/emulator/plain"):
+    for folder in ("csrc", "gsfields", "tests/emulator", "tests/kernels", "build/emulator"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("tests/__init__.py", "tests/conftest.py", "pyproject.toml"):
         shutil.copy2(ROOT / name, root / name)
