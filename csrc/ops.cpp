@@ -38,6 +38,7 @@ struct Cpu {
     const auto& kernel = cpu::kernels().of<S>();
     cpu::parallel_ranges(torch_threads(), p.n, cpu::kProjectChunk,
                          [&](int64_t begin, int64_t end) { kernel.project_backward(a, begin, end); });
+    if (!v_viewmats) return;
     for (int64_t i = 0; i < p.views * 16; ++i) v_viewmats[i] = 0;
     for (int64_t part = 0; part < projection_parts(p.n); ++part)
       for (int64_t b = 0; b < p.views; ++b) {
@@ -116,7 +117,7 @@ STABLE_TORCH_LIBRARY(gsfields, m) {
   m.def(
       "project_backward(Tensor means, Tensor quats, Tensor scales, Tensor opacities, Tensor viewmats, Tensor Ks, "
       "Tensor radii, Tensor v_means2d, Tensor v_depths, Tensor v_conics, Tensor v_opacities2d, int width, int height, "
-      "float near, float far, float eps2d, bool antialiased) -> "
+      "float near, float far, float eps2d, bool antialiased, bool to_viewmats) -> "
       "(Tensor v_means, Tensor v_quats, Tensor v_scales, Tensor v_opacities, Tensor v_viewmats)");
   m.def("spherical_harmonics(Tensor dirs, Tensor sh0, Tensor shN, Tensor? masks, int degree) -> Tensor");
   m.def(

@@ -99,7 +99,8 @@ template <class Backend>
 Five project_backward(const Tensor& means, const Tensor& quats, const Tensor& scales, const Tensor& opacities,
                       const Tensor& viewmats, const Tensor& Ks, const Tensor& radii_, const Tensor& v_means2d_,
                       const Tensor& v_depths_, const Tensor& v_conics_, const Tensor& v_opacities2d_, int64_t width,
-                      int64_t height, double near_plane, double far_plane, double eps2d, bool antialiased) {
+                      int64_t height, double near_plane, double far_plane, double eps2d, bool antialiased,
+                      bool to_viewmats) {
   const Projection p(means, quats, scales, opacities, viewmats, Ks, width, height, near_plane, far_plane, eps2d,
                      antialiased);
   if constexpr (Backend::kOnHost) p.check_cameras();
@@ -111,8 +112,9 @@ Five project_backward(const Tensor& means, const Tensor& quats, const Tensor& sc
   const Tensor v_opacities2d = p.like(v_opacities2d_, "v_opacities2d", {B, N});
   const Tensor v_means = make(p.means, {p.n, 3}), v_quats = make(p.means, {p.n, 4});
   const Tensor v_scales = make(p.means, {p.n, 3}), v_opacities = make(p.means, {p.n});
-  const Tensor v_viewmats = make(p.means, {p.views, 4, 4});
-  const Tensor v_views = make(p.means, {Backend::projection_parts(p.n), p.views, 12});
+  const int64_t views = to_viewmats ? p.views : 0;  // gradients that were not asked for are empty
+  const Tensor v_viewmats = make(p.means, {views, 4, 4});
+  const Tensor v_views = make(p.means, {Backend::projection_parts(p.n), views, 12});
   with_scalar(p.like, [&](auto s) {
     using S = decltype(s);
     ProjectBackwardArgs<S> a{};
@@ -121,8 +123,8 @@ Five project_backward(const Tensor& means, const Tensor& quats, const Tensor& sc
     a.v_means2d = in<S>(v_means2d), a.v_depths = in<S>(v_depths), a.v_conics = in<S>(v_conics);
     a.v_opacities2d = in<S>(v_opacities2d);
     a.v_means = out<S>(v_means), a.v_quats = out<S>(v_quats), a.v_scales = out<S>(v_scales);
-    a.v_opacities = out<S>(v_opacities), a.v_views = out<S>(v_views);
-    Backend::project_backward(p, a, out<S>(v_viewmats));
+    a.v_opacities = out<S>(v_opacities), a.v_views = to_viewmats ? out<S>(v_views) : nullptr;
+    Backend::project_backward(p, a, to_viewmats ? out<S>(v_viewmats) : nullptr);
   });
   return {v_means, v_quats, v_scales, v_opacities, v_viewmats};
 }

@@ -153,9 +153,11 @@ def _(means, quats, scales, opacities, viewmats, Ks, width, height, near, far, e
 
 @torch.library.register_fake("gsfields::project_backward")
 def _(  # type: ignore[no-untyped-def]
-    means, quats, scales, opacities, viewmats, Ks, radii, v_means2d, v_depths, v_conics, v_opacities2d, *rest
-):
-    return tuple(t.new_empty(t.shape) for t in (means, quats, scales, opacities, viewmats))
+    means, quats, scales, opacities, viewmats, Ks, radii, v_means2d, v_depths, v_conics, v_opacities2d, width, height,
+    near, far, eps2d, antialiased, to_viewmats,
+):  # fmt: skip
+    views = viewmats if to_viewmats else viewmats[:0]
+    return tuple(t.new_empty(t.shape) for t in (means, quats, scales, opacities, views))
 
 
 def _project_setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -168,8 +170,10 @@ def _project_backward(ctx, v_means2d, v_depths, v_conics, v_opacities2d, _v_radi
     if ctx.needs_input_grad[5]:
         raise ValueError("Ks requires a gradient, but project is not differentiable in Ks")
     *inputs, radii = ctx.saved_tensors
-    grads = _ops.project_backward(*inputs, radii, v_means2d, v_depths, v_conics, v_opacities2d, *ctx.settings)
-    return *grads, *([None] * 7)
+    upstream = (v_means2d, v_depths, v_conics, v_opacities2d)
+    to_viewmats = ctx.needs_input_grad[4]
+    *grads, v_viewmats = _ops.project_backward(*inputs, radii, *upstream, *ctx.settings, to_viewmats)
+    return *grads, v_viewmats if to_viewmats else None, *([None] * 7)
 
 
 torch.library.register_autograd("gsfields::project", _project_backward, setup_context=_project_setup)

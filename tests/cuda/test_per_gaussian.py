@@ -107,19 +107,24 @@ def test_gradients_of_the_projection(make, antialiased, dtype):
     scene = make().to(dtype)
     geometry = (*scene.gaussians, scene.viewmats, scene.Ks)
     radii = CPU.project(*scene.args, *SETTINGS, antialiased)[-1]
-    arguments = (*geometry, radii, *cotangents(scene, 1), W, H, *SETTINGS, antialiased)
+    arguments = (*geometry, radii, *cotangents(scene, 1), W, H, *SETTINGS, antialiased, True)
     actual, expected = EMULATED.project_backward(*arguments), CPU.project_backward(*arguments)
     for name, a, e in zip((*Scene.GEOMETRY, "viewmats"), actual, expected, strict=True):
         assert_relative(a, e, tolerance(dtype, 1e-4), name)
     unseen = (radii == 0).all(-1).all(0)
     assert all((grad[unseen] == 0).all() for grad in actual[:4])
+    for namespace, all_grads in ((CPU, expected), (EMULATED, actual)):
+        *grads, v_viewmats = namespace.project_backward(*arguments[:-1], False)
+        assert len(v_viewmats) == 0, "was not asked for"
+        for a, b in zip(grads, all_grads, strict=False):
+            assert_bitwise(a, b)
 
 
 def test_results_do_not_depend_on_the_order_of_threads():
     scene = random_scene(700, W, H, views=3, seed=12).to(torch.float32)
     geometry = (*scene.gaussians, scene.viewmats, scene.Ks)
     radii = EMULATED.project(*scene.args, *SETTINGS, True)[-1]
-    arguments = (*geometry, radii, *cotangents(scene, 2), W, H, *SETTINGS, True)
+    arguments = (*geometry, radii, *cotangents(scene, 2), W, H, *SETTINGS, True, True)
     forwards = EMULATED.project_backward(*arguments)
     with emulator.order("reverse"):
         backwards = EMULATED.project_backward(*arguments)
@@ -153,7 +158,9 @@ def test_bad_camera_sees_nothing(case, dtype):
         assert (a[1] == 0).all()
         assert_bitwise(a[[0, 2]], e[[0, 2]])
     geometry = (*bad.gaussians, bad.viewmats, bad.Ks)
-    grads = EMULATED.project_backward(*geometry, actual[-1], *cotangents(bad, 3), W, H, *SETTINGS, False)
+    grads = EMULATED.project_backward(
+        *geometry, actual[-1], *cotangents(bad, 3), W, H, *SETTINGS, False, True
+    )
     assert all(grad.isfinite().all() for grad in grads) and (grads[4][1] == 0).all()
 
 

@@ -10,12 +10,11 @@
 //             and none reads from a lane that the mask does not name. (Two calls on one line count as one.)
 //   shared    Each array is an allocation of its own in each block, of exact size and filled with 0xFF; 48 KiB in all.
 //   launches  Limits of grids and blocks give the error that CUDA gives; here blocks consist of whole warps.
-//   streams   Launches, copies and fills only join their stream's queue. They run when the stream is synchronised or
-//             the queues are drained, the stream that was first used last: who reads early, or takes another stream,
-//             finds old data. All calls are recorded. An error in a kernel drops what is queued.
+//   streams   Launches, copies and fills only join their stream's queue. They run when the stream is synchronised, or
+//             when all queues are drained, of which the one that was used last goes first: who reads early, or takes
+//             another stream, finds old data. All calls are recorded. An error in a kernel drops what is queued.
 //   races     Under ThreadSanitizer, accesses that no barrier, __syncwarp() or atomic orders are reported with both
-//   lines,
-//             also between blocks. Shuffles and ballots order no memory, as on a GPU.
+//             lines, also between neighbouring blocks. Shuffles and ballots order no memory, as on a GPU.
 //   bounds    Under AddressSanitizer, accesses outside of arrays, shared ones among them; under UBSan also accesses
 //             that are not aligned, for which shared arrays get no more alignment than their type asks for.
 //

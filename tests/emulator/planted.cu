@@ -151,11 +151,13 @@ __global__ void __launch_bounds__(kBlock) planted_kernel(Bug bug, const float* i
   const float sum = exchange(bug, sum_of_batches(bug, mine)) + more;
   barriers(bug);
   sums[blockIdx.x * kBlock + threadIdx.x] = sum;
-  if (threadIdx.x) return;
-  if (bug == sum_not_atomic)
-    *total += sum;
-  else
-    atomicAdd(total, sum);
+  if (threadIdx.x == 0) {
+    if (bug == sum_not_atomic)
+      *total += sum;
+    else
+      atomicAdd(total, sum);
+  }
+  if (bug == sum_not_atomic) __syncthreads();  // orders the block, but not the blocks
 }
 
 // Fills sums and total, and returns the error.

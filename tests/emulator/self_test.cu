@@ -305,17 +305,18 @@ void test_streams() {
   expect(GSF_LAUNCH(add_kernel, 1, 32, second, &number, 4) == cudaSuccess, "launch");
   expect(emulator::drain() == cudaSuccess && number == 1243, "the stream used last goes first");
   expect(cudaMemsetAsync(&number, 0, sizeof number, second) == cudaSuccess && number == 1243, "fills are queued");
+  expect(cudaMemsetAsync(&copy, 0, sizeof copy, first) == cudaSuccess, "fill");
   auto kept = std::make_shared<int>(0);
   const std::weak_ptr<int> alive = kept;
   emulator::keep(std::move(kept));
-  expect(!alive.expired(), "kept");
+  expect(cudaStreamSynchronize(first) == cudaSuccess && !alive.expired(), "kept while another stream waits");
   expect(emulator::drain() == cudaSuccess && number == 0 && alive.expired(), "the fill has run");
   expect(GSF_LAUNCH(add_kernel, 0, 32, first, &number, 5) == cudaSuccess, "a launch of no blocks");
 
   std::string calls;
   for (const emulator::Call& call : emulator::calls())
     calls += std::to_string(int(call.kind)) + std::to_string(uintptr_t(call.stream)) + call.name + " ";
-  expect(calls == "01add_kernel 02add_kernel 31 51 01add_kernel 02add_kernel 12 ", "calls: " + calls);
+  expect(calls == "01add_kernel 02add_kernel 31 51 01add_kernel 02add_kernel 12 11 51 ", "calls: " + calls);
   expect(cudaMemcpyAsync(&copy, &number, 4, cudaMemcpyHostToHost, first) == cudaErrorInvalidValue, "a copy refused");
   expect(cudaGetLastError() == cudaErrorInvalidValue && cudaGetLastError() == cudaSuccess, "the last error");
 }

@@ -1,4 +1,5 @@
 // Streams: what is queued, when it runs, and the record of it; and the same for C, which tests in Python call.
+#include <algorithm>
 #include <cstring>
 #include <deque>
 #include <utility>
@@ -17,6 +18,7 @@ struct Work {
 };
 
 std::deque<Work> queue;
+std::vector<std::shared_ptr<const void>> kept;  // until the queue is empty
 std::vector<Call> recorded;
 cudaError_t last_error = cudaSuccess;
 
@@ -30,20 +32,25 @@ cudaError_t refuse(const Launch& launch, cudaError_t error, const char* why) {
 
 void push(cudaStream_t stream, std::function<bool()> work) { queue.push_back({stream, std::move(work)}); }
 
+// Takes out what a stream has queued next.
+bool pop(cudaStream_t stream, Work& work) {
+  const auto next = std::find_if(queue.begin(), queue.end(), [=](const Work& w) { return w.stream == stream; });
+  if (next == queue.end()) return false;
+  work = std::move(*next);
+  queue.erase(next);
+  return true;
+}
+
 // Runs what a stream has queued, in its order.
 cudaError_t run_stream(cudaStream_t stream) {
-  for (size_t i = 0; i < queue.size();) {
-    if (queue[i].stream != stream) {
-      ++i;
-      continue;
-    }
-    const Work work = std::move(queue[i]);
-    queue.erase(queue.begin() + std::ptrdiff_t(i));
+  cudaError_t error = cudaSuccess;
+  for (Work work; pop(stream, work);) {
     if (work.run()) continue;
+    error = failed(cudaErrorLaunchFailure);
     queue.clear();
-    return failed(cudaErrorLaunchFailure);
   }
-  return cudaSuccess;
+  if (queue.empty()) kept.clear();
+  return error;
 }
 
 constexpr const char* kKinds[] = {"launch",         "memset",           "host_to_device",
@@ -56,7 +63,7 @@ const std::string& last_report() { return report; }
 const std::vector<Call>& calls() { return recorded; }
 
 void reset() {
-  queue.clear(), recorded.clear(), report.clear();
+  queue.clear(), kept.clear(), recorded.clear(), report.clear();
   last_error = cudaSuccess;
   set_order(Order::forward);
 }
@@ -68,7 +75,7 @@ cudaError_t drain() {
 }
 
 void keep(std::shared_ptr<const void> object) {
-  if (!queue.empty()) push(queue.back().stream, [object = std::move(object)] { return true; });
+  if (!queue.empty()) kept.push_back(std::move(object));
 }
 
 void enqueue(const char* name, cudaStream_t stream, std::function<void()> work) {

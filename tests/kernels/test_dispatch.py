@@ -31,7 +31,7 @@ def samples(dtype: torch.dtype, n: int, views: int) -> dict[str, tuple]:
     return {
         "project": (*scene.args, *options),
         "project_backward": (
-            *scene.args[:6], splats.radii, *splats.binning[:4], 20, 18, *options,
+            *scene.args[:6], splats.radii, *splats.binning[:4], 20, 18, *options, True,
         ),
         "spherical_harmonics": (dirs, sh0, shN, masks, 2),
         "spherical_harmonics_backward": (dirs, sh0, shN, masks, 2, normal(rng, views, n, 4).to(dtype)),
