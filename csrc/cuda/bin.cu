@@ -154,20 +154,15 @@ __global__ void __launch_bounds__(kBinBlock)
 // ---- the steps, on the host ----------------------------------------------------------------------------------------
 
 template <class T>
-T* make_array(const Allocate& allocate, int64_t count) {
-  return static_cast<T*>(allocate(count * int64_t(sizeof(T))));
-}
-
-template <class T>
 DoubleBuffer<T> make_buffers(const Allocate& allocate, int64_t count) {
-  return {make_array<T>(allocate, count), make_array<T>(allocate, count)};
+  return {allocate_array<T>(allocate, count), allocate_array<T>(allocate, count)};
 }
 
 // Waits for the totals: nothing else in binning waits.
 template <class S>
 cudaError_t count_pairs(const BinArgs<S>& a, int32_t* tiles_each, Totals& totals, const Allocate& allocate,
                         cudaStream_t stream) {
-  Totals* sums = make_array<Totals>(allocate, 1);
+  Totals* sums = allocate_array<Totals>(allocate, 1);
   GSF_STEP(cudaMemsetAsync(sums, 0, sizeof(Totals), stream));
   GSF_STEP(GSF_LAUNCH(count_kernel, blocks_for(a.views * a.n, kBinBlock), kBinBlock, stream, a, tiles_each, sums));
   GSF_STEP(cudaMemcpyAsync(&totals, sums, sizeof(Totals), cudaMemcpyDeviceToHost, stream));
@@ -189,7 +184,7 @@ cudaError_t list_by_tile(const BinArgs<S>& a, const uint32_t* splats, int64_t co
                          const int64_t* starts, int64_t pairs, int64_t tiles, uint32_t* ids, int64_t* tile_offsets,
                          const Allocate& allocate, cudaStream_t stream) {
   auto keys = make_buffers<Key>(allocate, pairs);
-  DoubleBuffer<uint32_t> values = {ids, make_array<uint32_t>(allocate, pairs)};
+  DoubleBuffer<uint32_t> values = {ids, allocate_array<uint32_t>(allocate, pairs)};
   GSF_STEP(GSF_LAUNCH(list_kernel, blocks_for(count, kBinBlock), kBinBlock, stream, a, splats, count, tiles_each,
                       starts, keys.current, values.current));
   const int bits = std::bit_width(uint64_t(std::max(tiles, int64_t(1)) - 1));
@@ -211,7 +206,7 @@ cudaError_t bin(const BinInput<S>& in, int64_t* tile_offsets, const std::functio
   const int64_t splats = in.views * in.n, tiles = in.views * a.tiles_x * a.tiles_y;
   if (std::max(splats, tiles) > kMostItems) return cudaErrorInvalidValue;
 
-  auto* tiles_each = make_array<int32_t>(allocate, splats);
+  auto* tiles_each = allocate_array<int32_t>(allocate, splats);
   Totals totals = {};
   GSF_STEP(count_pairs(a, tiles_each, totals, allocate, stream));
   const int64_t drawn = int64_t(totals.splats), pairs = int64_t(totals.pairs);
@@ -221,7 +216,7 @@ cudaError_t bin(const BinInput<S>& in, int64_t* tile_offsets, const std::functio
   auto order = make_buffers<uint32_t>(allocate, drawn);
   GSF_STEP(select_nonzero(tiles_each, splats, order.current, allocate, stream));
   GSF_STEP(sort_by_depth(in.depths, order, drawn, allocate, stream));
-  auto* starts = make_array<int64_t>(allocate, drawn);
+  auto* starts = allocate_array<int64_t>(allocate, drawn);
   GSF_STEP(exclusive_sum(tiles_each, order.current, drawn, starts, allocate, stream));
   const auto list = tiles <= 1 << 16 ? list_by_tile<uint16_t, S> : list_by_tile<uint32_t, S>;
   return list(a, order.current, drawn, tiles_each, starts, pairs, tiles, ids, tile_offsets, allocate, stream);

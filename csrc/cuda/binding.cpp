@@ -62,7 +62,12 @@ struct Cuda {
   template <class S, class MakeIds>
   static void bin(const Tensor& like, const BinInput<S>& in, int64_t* tile_offsets, const MakeIds& make_ids) {
     Scratch scratch(like);
-    run("bin_tiles", like, [&](cudaStream_t stream) { return cuda::bin(in, tile_offsets, make_ids, scratch, stream); });
+    run("bin_tiles", like, [&](cudaStream_t stream) {
+      const cudaError_t error = cuda::bin(in, tile_offsets, make_ids, scratch, stream);
+      check(error != cudaErrorInvalidValue, "means2d makes 2^32 or more splats, tiles or pairs of these over ",
+            in.views, " views, but bin_tiles lists fewer on CUDA");
+      return error;
+    });
   }
 
   template <class S>

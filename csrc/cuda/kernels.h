@@ -41,7 +41,7 @@ template <class S>
 cudaError_t sh_backward(const ShArgs<S>& a, cudaStream_t stream);
 
 // tile_offsets: [B·tiles + 1]. make_ids(pairs) gives the memory of the list once its length is known, for which the
-// host waits once.
+// host waits once. cudaErrorInvalidValue where splats, tiles or pairs are 2^32 or more.
 template <class S>
 cudaError_t bin(const BinInput<S>& in, int64_t* tile_offsets, const std::function<int32_t*(int64_t pairs)>& make_ids,
                 const Allocate& allocate, cudaStream_t stream);

@@ -124,8 +124,9 @@ struct Block {
   size_t static_shared;
   void* dynamic_shared;
   // Where ThreadSanitizer learns what happens before what: two places in turn for each meeting, so that who is already
-  // on the way to the next meeting does not count for this one. First the block's, then those of each group.
-  uint64_t tags[2 + 2 * kMaxThreads];
+  // on the way to the next meeting does not count for this one. First the block's, then those of each group. They are
+  // each block's own, or one block would learn from another.
+  std::unique_ptr<uint64_t[]> tags;
 };
 
 // A fiber goes on from block to block, and so what it learnt in one is known in its next: under ThreadSanitizer a few
@@ -217,6 +218,7 @@ void start_block(const Launch& launch, const std::function<void()>& body) {
   block.launch = &launch, block.body = &body, block.threads = block.alive = count;
   block.at_barrier = block.barriers = block.given[0] = 0;
   block.static_shared = 0, block.dynamic_shared = nullptr;
+  block.tags = std::make_unique_for_overwrite<uint64_t[]>(2 + 2 * count);
   for (unsigned w = 0; w < count / kLanes; ++w) {
     warps[w].exited = warps[w].waiting = 0;
     for (Group& group : warps[w].groups) group.arrived = group.meetings = 0;

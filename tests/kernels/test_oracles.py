@@ -20,7 +20,7 @@ needs_gsplat = pytest.mark.skipif(gsplat is None, reason="gsplat is not installe
 
 
 def reference_projection(scene, *, antialiased: bool = False):
-    """gsplat's; where it is not installed our oracle's, which the first test below compares with it elsewhere."""
+    """gsplat's; where it is not installed our oracle's, which a test below compares with it elsewhere."""
     if gsplat is None:
         return oracle.project(*scene.args, antialiased=antialiased)
     return gsplat_projection(scene, antialiased=antialiased)
@@ -40,6 +40,13 @@ def gsplat_projection(scene, *, antialiased: bool = False):
     )
     opacities2d = scene.opacities.expand(depths.shape)
     return means2d, depths, conics, opacities2d * compensations if antialiased else opacities2d, radii
+
+
+def reference_harmonics(degree: int, dirs: Tensor, coeffs: Tensor) -> Tensor:
+    """gsplat's; where it is not installed our oracle's. dirs [B, N, 3], coeffs [N, K, D]."""
+    if gsplat is None:
+        return oracle.spherical_harmonics(degree, dirs, coeffs)
+    return gsplat._spherical_harmonics(degree, dirs, coeffs.expand(len(dirs), *coeffs.shape))
 
 
 @needs_gsplat
@@ -62,7 +69,7 @@ def test_sh_oracle_agrees_with_gsplat(degree):
     rng = generator(degree)
     dirs, coeffs = normal(rng, 2, 50, 3), normal(rng, 50, 16, 3)
     ours = oracle.spherical_harmonics(degree, dirs, coeffs)
-    assert_relative(ours, gsplat._spherical_harmonics(degree, dirs, coeffs.expand(2, 50, 16, 3)), 1e-12)
+    assert_relative(ours, reference_harmonics(degree, dirs, coeffs), 1e-12)
 
 
 def loop_composite(values: Tensor, splats, background: Tensor) -> Tensor:
