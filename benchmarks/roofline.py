@@ -15,7 +15,7 @@ Gaussian, C channels.
     bin              N 8 + V 28 + I 4 + T 8                                 none of floating point that must be
     blend            I 4 + T 8 + V (24 + 4 C) + P (4 C + 8)                 B (16 + 2 C)
     blend backward   I 4 + T 8 + (V + N) (24 + 4 C) + P (4 C + 12)          B (42 + 4 C)
-    ssim             P C 4 (2 + 4)                                          P C 244
+    ssim             P C 4 (2 + 4)                                          P C 203
     ssim backward    P C 4 (6 + 1)                                          P C 134
 
 Bytes. A Gaussian's centre is 12, its quaternion, scales and opacity 32, together 44. project writes means2d,
@@ -35,8 +35,8 @@ Jacobian 51, centre 15, rotation and scales 69, quaternion 67. Harmonics: unit v
 unit vector and its derivative 24, basis 49, coefficients 48, their products with the gradient 75, slope of the
 basis 110. A blended pair: offset 2, exponent 9, alpha 2, weight and transmittance 3, channels 2 C; backward: alpha
 again 13, weight and transmittance 3, ⟨value, gradient⟩ and the value's gradient 4 C, alpha's gradient and the sum
-behind it 5, to the opacity and the exponent 3, to the conic 10 and the centre 8. SSIM: products 3, five windowed
-means 5 · 2 · 21, formula and derivatives 31; backward 3 + 3 · 2 · 21 + 5.
+behind it 5, to the opacity and the exponent 3, to the conic 10 and the centre 8. SSIM: products 4, four windowed
+means 4 · 2 · 21, formula and derivatives 31; backward 3 + 3 · 2 · 21 + 5.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _blend_backward(c: CaseRow, channels: int) -> Work:
 
 
 def _ssim(c: CaseRow, channels: int) -> Work:
-    return Work(c.width * c.height * channels * 24, c.width * c.height * channels * 244)
+    return Work(c.width * c.height * channels * 24, c.width * c.height * channels * 203)
 
 
 def _ssim_backward(c: CaseRow, channels: int) -> Work:

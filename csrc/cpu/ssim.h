@@ -24,7 +24,7 @@ GSF_HD void filter(const S* in, int64_t n, int64_t step, S* __restrict__ out) {
 // per quantity. A row is width·channels long; the pad holds 5 pixels either side.
 template <class S>
 struct SsimScratch {
-  static constexpr int quantities = 5;
+  static constexpr int quantities = 4;
   S *rows, *padded, *result;
   int64_t row, stride;
   SsimScratch(void* memory, const SsimArgs<S>& a, int64_t band) {
@@ -63,19 +63,17 @@ void ssim_rows(const SsimArgs<S>& a, int64_t begin, int64_t end, void* scratch) 
     const int64_t slot = y - begin + kHalf;
     filter_row(a, s, y, slot, 0, [=](int64_t i) __attribute__((always_inline)) { return p[i]; });
     filter_row(a, s, y, slot, 1, [=](int64_t i) __attribute__((always_inline)) { return t[i]; });
-    filter_row(a, s, y, slot, 2, [=](int64_t i) __attribute__((always_inline)) { return p[i] * p[i]; });
-    filter_row(a, s, y, slot, 3, [=](int64_t i) __attribute__((always_inline)) { return t[i] * t[i]; });
-    filter_row(a, s, y, slot, 4, [=](int64_t i) __attribute__((always_inline)) { return p[i] * t[i]; });
+    filter_row(a, s, y, slot, 2, [=](int64_t i) __attribute__((always_inline)) { return p[i] * p[i] + t[i] * t[i]; });
+    filter_row(a, s, y, slot, 3, [=](int64_t i) __attribute__((always_inline)) { return p[i] * t[i]; });
   }
   for (int64_t y = begin; y < end; ++y) {
     filter(s.rows + (y - begin + kHalf) * s.stride, s.stride, s.stride, s.result);
     const int64_t row = s.row, at = y * row;
-    const S *m1 = s.result, *m2 = m1 + row, *e11 = m2 + row, *e22 = e11 + row, *e12 = e22 + row;
+    const S *mu1 = s.result, *mu2 = mu1 + row, *squares = mu2 + row, *product = squares + row;
     S* __restrict__ map = a.map + at, * __restrict__ d_mu = a.d_mu + at, * __restrict__ d_var = a.d_var + at;
     S* __restrict__ d_cov = a.d_cov + at;
     for (int64_t i = 0; i < row; ++i) {
-      const S mu1 = m1[i], mu2 = m2[i];
-      const auto point = math::ssim_point(mu1, mu2, e11[i] - mu1 * mu1 + e22[i] - mu2 * mu2, e12[i] - mu1 * mu2);
+      const auto point = math::ssim_point(mu1[i], mu2[i], squares[i], product[i]);
       map[i] = point.map, d_mu[i] = point.d_mu, d_var[i] = point.d_var, d_cov[i] = point.d_cov;
     }
   }

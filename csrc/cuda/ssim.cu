@@ -30,7 +30,7 @@ struct Forward {
   }
 
   static __device__ void write(const SsimArgs<S>& a, int64_t at, const S* E) {
-    const auto point = math::ssim_point(E[0], E[1], E[2] - E[0] * E[0] - E[1] * E[1], E[3] - E[0] * E[1]);
+    const auto point = math::ssim_point(E[0], E[1], E[2], E[3]);
     a.map[at] = point.map, a.d_mu[at] = point.d_mu, a.d_var[at] = point.d_var, a.d_cov[at] = point.d_cov;
   }
 };

@@ -30,12 +30,13 @@ struct SsimPoint {
   S map, d_mu, d_var, d_cov;
 };
 
-// mu1 and mu2 are E[x] and E[y]; `variances` is the sum of both variances.
+// From the window's means E[x], E[y], E[x²] + E[y²], in which both variances go together, and E[xy].
 template <class S>
-GSF_HD SsimPoint<S> ssim_point(S mu1, S mu2, S variances, S covariance) {
+GSF_HD SsimPoint<S> ssim_point(S mu1, S mu2, S squares, S product) {
   const S c1 = S(0.01 * 0.01), c2 = S(0.03 * 0.03);  // for images in [0, 1]
-  const S A = 2 * mu1 * mu2 + c1, B = 2 * covariance + c2;
-  const S C = mu1 * mu1 + mu2 * mu2 + c1, D = variances + c2;
+  const S both = mu1 * mu2, own = mu1 * mu1 + mu2 * mu2;
+  const S A = 2 * both + c1, B = 2 * (product - both) + c2;
+  const S C = own + c1, D = squares - own + c2;
   const S inv_CD = 1 / (C * D), ssim = A * B * inv_CD;
   // The variances contain E[x]², the covariance E[x]E[y].
   return {ssim, 2 * mu2 * (B - A) * inv_CD + 2 * mu1 * ssim * (C - D) * inv_CD, -ssim * C * inv_CD, 2 * A * inv_CD};
