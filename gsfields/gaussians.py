@@ -164,10 +164,10 @@ class Gaussians:
         """Gaussians with uniform centres in the box `center` ± `extent` (world units) and uniform colours."""
         if n < 1:
             raise ValueError(f"n must be at least 1, but is {n}")
-        half = torch.as_tensor(extent, dtype=torch.float32)
+        half = torch.as_tensor(extent, dtype=torch.float32).cpu()
         if not bool((half > 0).all()) or not bool(half.isfinite().all()):
             raise ValueError(f"extent must be positive and finite, but is {extent}")
-        center = torch.as_tensor(center, dtype=torch.float32)
+        center = torch.as_tensor(center, dtype=torch.float32).cpu()
         points = center + (2 * torch.rand(n, 3, generator=generator) - 1) * half
         colors = torch.rand(n, 3, generator=generator)
         return cls.from_points(points, colors, sh_degree=sh_degree, opacity=opacity, scale=scale)

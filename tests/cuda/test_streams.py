@@ -14,9 +14,9 @@ from tests.kernels.compare import assert_relative
 from tests.kernels.scenes import Splats, generator, normal, random_splats, uniform
 
 
-@pytest.fixture
-def backend() -> Iterator[Backend]:
-    with running("cuda-float32") as backend:
+@pytest.fixture(params=["cuda-float32"])
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    with running(request.param) as backend:
         yield backend
 
 
@@ -62,8 +62,8 @@ def test_work_is_on_the_current_stream(backend):
     """Another stream, kept busy first: results are right only if nothing runs anywhere else."""
     splats, leaves, v_image = given(backend, 3)
     expected = passes(splats, leaves, ops.bin_tiles(*splats.binning), v_image)
-    torch.cuda.synchronize()
     means2d = splats.means2d.clone()
+    torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
         splats.means2d.zero_()
         torch.cuda._sleep(20_000_000)
@@ -78,6 +78,7 @@ def test_only_binning_waits_for_the_gpu(backend):
     splats, leaves, v_image = given(backend, 3)
     lists = ops.bin_tiles(*splats.binning)
     passes(splats, leaves, lists, v_image)
+    ops.ssim_map(v_image, v_image)
     torch.cuda.synchronize()
     torch.cuda._sleep(2_000_000_000)  # about a second
     busy = torch.cuda.Event()
