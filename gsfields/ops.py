@@ -2,8 +2,8 @@
 
 Everything else in the package reaches the native kernels through this module. Shapes: N Gaussians, B views,
 C channels, H x W pixels, I (Gaussian, tile) pairs. All floating-point tensors of a call share one dtype
-(float32 or float64) and one device. Bad arguments raise ValueError with one sentence that names the argument. Memory that
-runs out inside an op raises RuntimeError ("API call failed"), not torch.OutOfMemoryError, which is a subclass of it.
+(float32 or float64) and one device. Bad arguments raise ValueError with one sentence that names the argument.
+Memory that runs out inside an op raises RuntimeError ("API call failed"), not its subclass torch.OutOfMemoryError.
 
 On the CPU forward and backward are bit-identical over repeated runs and over any number of threads, for one
 instruction set. On a GPU the forward is; the backward pass of blend() adds in an order that varies, and so do its last
