@@ -185,7 +185,7 @@ def test_gradients_match_autograd_through_the_composite(backend, case):
     assert kink.double().mean() < 0.2
     actual = gradients(blend, splats, values, background, draw_cotangents(GRADIENT_CASES[case], kink))
     for name, wanted in expected.items():
-        assert_relative(actual[name], wanted, backend.tolerance(1e-5, 1e-9), name)
+        assert_relative(actual[name], wanted, backend.gradient_tolerance(1e-9), name)
         unseen = (splats.radii == 0).any(-1).cpu()
         if name in GEOMETRY:
             assert (actual[name][unseen] == 0).all(), f"{name}: a culled Gaussian got a gradient"
@@ -215,7 +215,7 @@ def test_many_channels_over_many_pairs_are_the_sum_of_their_parts(backend):
         whole["values"], torch.cat([first["values"], rest["values"]], 1), backend.tolerance(1e-6, 1e-14)
     )
     for name in GEOMETRY:
-        assert_relative(whole[name], first[name] + rest[name], backend.tolerance(1e-5, 1e-12), name)
+        assert_relative(whole[name], first[name] + rest[name], backend.gradient_tolerance(1e-12), name)
 
 
 def test_gradient_to_values_alone_is_the_same(backend):
@@ -240,7 +240,10 @@ def test_gradient_through_transmittance_alone(backend):
     blend(splats, values)[1].backward(cotangent.to(values))
     for name in GEOMETRY:
         assert_relative(
-            getattr(splats, name).grad, getattr(exact, name).grad.to(values), backend.tolerance(1e-5), name
+            getattr(splats, name).grad,
+            getattr(exact, name).grad.to(values),
+            backend.gradient_tolerance(),
+            name,
         )
 
 
@@ -259,6 +262,10 @@ def test_absgrad_is_the_sum_over_pixels_of_absolute_gradients(backend, channels)
     sink = torch.zeros(views, n, 2, dtype=backend.dtype, device=backend.device, requires_grad=True)
     moved = splats.requires_grad_("means2d")
     blend(moved, values, background, absgrad_sink=sink)[0].backward(cotangent.to(values))
-    assert_relative(sink.grad.double().cpu(), copies.grad.abs().sum(1), backend.tolerance(1e-5), "absgrad")
-    assert_relative(moved.means2d.grad.double().cpu(), copies.grad.sum(1), backend.tolerance(1e-5), "grad")
+    assert_relative(
+        sink.grad.double().cpu(), copies.grad.abs().sum(1), backend.gradient_tolerance(), "absgrad"
+    )
+    assert_relative(
+        moved.means2d.grad.double().cpu(), copies.grad.sum(1), backend.gradient_tolerance(), "grad"
+    )
     assert (sink.grad >= moved.means2d.grad.abs() * (1 - 1e-5) - 1e-6).all()
