@@ -12,26 +12,20 @@ constexpr int kWarp = 32;
 
 __device__ inline int lane_id() { return int(threadIdx.x) % kWarp; }
 
-// 2^-x to 2 units in the last place, and e^-x.
+// 2^-x with a relative error of at most 2^-22, and e^-x.
 __device__ inline float falloff(float x) {
 #if defined(__CUDACC__)
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(-x));
   return y;
 #else
-  return __builtin_exp2f(-x);
+  return emulator::ex2_approx(-x);
 #endif
 }
 __device__ inline double falloff(double x) { return ::exp(-x); }
 
-// 1/x to 1 unit in the last place.
-__device__ inline float reciprocal(float x) {
-#if defined(__CUDACC__)
-  return __fdividef(1.0f, x);
-#else
-  return 1.0f / x;
-#endif
-}
+// 1/x to 2 units in the last place.
+__device__ inline float reciprocal(float x) { return __fdividef(1.0f, x); }
 __device__ inline double reciprocal(double x) { return 1 / x; }
 
 // Which of K sums ends up in which lane after reduce_scatter(): a number below K, or -1 where a lane gets none. Each

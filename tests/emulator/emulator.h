@@ -17,11 +17,13 @@
 //             lines, also between neighbouring blocks. Shuffles and ballots order no memory, as on a GPU.
 //   bounds    Under AddressSanitizer, accesses outside of arrays, shared ones among them; under UBSan also accesses
 //             that are not aligned, for which shared arrays get no more alignment than their type asks for.
+//   rounding  Fast functions are off by up to the error that CUDA allows them, always the same for the same argument;
+//             multiplications fuse with additions as g++ pleases, where the processor can.
 //
 // Not modelled: weak order of memory and fences, lanes in lock-step, __activemask(), waiting for another block or
-// spinning on a flag, occupancy, __launch_bounds__, the rounding of fast intrinsics and of fused multiply-adds, one
-// call of a barrier whose threads went a different number of times round a loop if they meet again on the same line,
-// time. Memory of the "device" is memory of the process.
+// spinning on a flag, occupancy, __launch_bounds__, which multiply-adds nvcc fuses, one call of a barrier
+// whose threads went a different number of times round a loop if they meet again on the same line, time. Memory of the
+// "device" is memory of the process.
 #pragma once
 
 #define GSF_EMULATOR 1

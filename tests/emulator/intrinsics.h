@@ -207,6 +207,18 @@ To same_bits(From from) {
   std::memcpy(&to, &from, sizeof to);
   return to;
 }
+
+// A fast function's result, off by a part of the error that CUDA allows it: which, the argument's bits decide.
+inline float inexact(float exact, float argument, float relative_error) {
+  const unsigned mixed = same_bits<unsigned>(argument) * 2654435761u;
+  const float part = float(int((mixed ^ mixed >> 15) >> 8) - (1 << 23)) / (1 << 23);  // in [-1, 1)
+  return exact * (1 + part * relative_error);
+}
+
+constexpr float kUlp = 0x1p-23f;
+
+// ex2.approx.f32: 2^x.
+inline float ex2_approx(float x) { return inexact(std::exp2(x), x, 0x1p-22f); }
 }  // namespace emulator
 
 inline int __float_as_int(float x) { return emulator::same_bits<int>(x); }
@@ -216,8 +228,11 @@ inline float __uint_as_float(unsigned x) { return emulator::same_bits<float>(x);
 inline long long __double_as_longlong(double x) { return emulator::same_bits<long long>(x); }
 inline double __longlong_as_double(long long x) { return emulator::same_bits<double>(x); }
 
-inline float __expf(float x) { return std::exp(x); }
-inline float __logf(float x) { return std::log(x); }
-inline float __fdividef(float x, float y) { return x / y; }
+// Errors: CUDA C++ Programming Guide, "Intrinsic Functions".
+inline float __expf(float x) {
+  return emulator::inexact(std::exp(x), x, (2 + std::floor(std::abs(1.173f * x))) * emulator::kUlp);
+}
+inline float __logf(float x) { return emulator::inexact(std::log(x), x, 3 * emulator::kUlp); }
+inline float __fdividef(float x, float y) { return emulator::inexact(x / y, y, 2 * emulator::kUlp); }
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 inline double rsqrt(double x) { return 1 / std::sqrt(x); }
