@@ -44,6 +44,15 @@ def test_kernels_keep_their_budget():
     assert not budget.violations(build, limits), "if it has to be: python -m tests.cuda.budget --update"
 
 
+@pytest.mark.parametrize(
+    ("kernel", "most"), [("blend_kernel<float, 3>", 40), ("blend_backward_kernel<float, 3, true>", 64)]
+)
+def test_budget_of_colour_lets_a_multiprocessor_be_full(kernel, most):
+    """Six blocks of the forward pass and four of the backward; sm_75 takes no more than four of either."""
+    registers = json.loads(budget.BUDGET.read_text())["kernels"][kernel]["registers"]
+    assert all(used <= (64 if arch == "75" else most) for arch, used in registers.items()), registers
+
+
 def test_reports_are_read():
     build = Build()
     budget.read_report(REPORT, build)
