@@ -40,7 +40,7 @@ struct ShArgs {
   S *v_dirs, *v_sh0, *v_shN;       // [B,N,3] [N,1,D] [N,rest,D]
 };
 
-inline int tiles_along(int pixels) { return (pixels + math::kTile - 1) / math::kTile; }
+GSF_HD int tiles_along(int pixels) { return (pixels + math::kTile - 1) / math::kTile; }
 
 // Projected Gaussians of `views` images, to be listed by tile.
 template <class S>

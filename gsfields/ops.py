@@ -154,9 +154,9 @@ def _(means, quats, scales, opacities, viewmats, Ks, width, height, near, far, e
 
 @torch.library.register_fake("gsfields::project_backward")
 def _(  # type: ignore[no-untyped-def]
-    means, quats, scales, opacities, viewmats, Ks, radii, v_means2d, v_depths, v_conics, v_opacities2d, width, height,
-    near, far, eps2d, antialiased, to_viewmats,
-):  # fmt: skip
+    means, quats, scales, opacities, viewmats, *rest
+):
+    to_viewmats = rest[-1]
     views = viewmats if to_viewmats else viewmats[:0]
     return tuple(t.new_empty(t.shape) for t in (means, quats, scales, opacities, views))
 

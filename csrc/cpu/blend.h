@@ -52,9 +52,8 @@ void pack(const BlendArgs<S>& a, int64_t begin, int64_t end) {
     load_rows<V, 1>(a.opacities, i, end, &opacity);
     for (int l = 0; l < L; ++l) det[l] = math::determinant(S(conic[0][l]), S(conic[1][l]), S(conic[2][l]));
     const auto e = math::make_ellipse(conic[0], conic[1], conic[2], math::ellipse_level(opacity), det);
-    const S k = math::kExpScale<S>;
-    const V rows[12] = {mean[0], mean[1], k / 2 * conic[0], k * conic[1], k / 2 * conic[2], opacity, e.inv_a, e.b,
-                        e.aq,    e.det,   e.widest,         e.reach};
+    const auto p = math::make_pixel_splat<S>(mean[0], mean[1], conic, opacity);
+    const V rows[12] = {p.x, p.y, p.a, p.b, p.c, p.opacity, e.inv_a, e.b, e.aq, e.det, e.widest, e.reach};
     static_assert(sizeof(Packed<S>) == 16 * sizeof(S));
     for (int l = 0; l < L && i + l < end; ++l)
       for (int r = 0; r < 12; ++r) reinterpret_cast<S*>(a.packed + i + l)[r] = rows[r][l];

@@ -13,7 +13,7 @@ __global__ void __launch_bounds__(kPackBlock) pack_kernel(const BlendInput<S> in
   const S *conic = in.conics + 3 * i, opacity = in.opacities[i];
   packed[i].reach = kNowhere<S>;
   if (opacity == 0) return;  // culled, as most may be
-  packed[i].splat = math::make_pixel_splat(in.means2d[2 * i], in.means2d[2 * i + 1], conic, opacity);
+  packed[i].splat = math::make_pixel_splat<S>(in.means2d[2 * i], in.means2d[2 * i + 1], conic, opacity);
   packed[i].reach = math::make_reach(conic, opacity);
 }
 

@@ -34,7 +34,7 @@ struct Tile {
 // The host may not look at lists on the device, so that here what they promise is not relied upon.
 template <class S>
 __device__ Tile locate(const BlendInput<S>& in, unsigned index) {
-  const unsigned tiles_x = unsigned(in.width + kTile - 1) / kTile, tiles_y = unsigned(in.height + kTile - 1) / kTile;
+  const unsigned tiles_x = unsigned(tiles_along(in.width)), tiles_y = unsigned(tiles_along(in.height));
   const unsigned view = index / (tiles_x * tiles_y), within = index - view * (tiles_x * tiles_y);
   const int64_t begin = math::max<int64_t>(in.tile_offsets[index], 0);
   const int64_t listed = math::min(in.tile_offsets[index + 1], in.pairs) - begin;

@@ -21,8 +21,9 @@ struct PixelSplat {
   S x, y, a, b, c, opacity;
 };
 
-template <class S>
-GSF_HD PixelSplat<S> make_pixel_splat(S x, S y, const S* conic, S opacity) {
+// S: the scalar of T, which may be lanes.
+template <class S, class T>
+GSF_HD PixelSplat<T> make_pixel_splat(T x, T y, const T* conic, T opacity) {
   const S k = kExpScale<S>;
   return {x, y, k / 2 * conic[0], k * conic[1], k / 2 * conic[2], opacity};
 }
