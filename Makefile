@@ -18,17 +18,17 @@ CPP = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '
 GPU_PYTHON = $(if $(filter file,$(origin PYTHON)),python3,$(PYTHON))
 
 .PHONY: help setup build demo test test-all sanitize bench budget lint format clean
-.PHONY: gpu gpu-build gpu-test gpu-sanitize gpu-bench
+.PHONY: gpu gpu-build gpu-test gpu-sanitize gpu-bench gpu-channels
 
 help:
 	@echo 'make demo      set up, then fit a small scene and write pictures [SCENE=folder] [OUT=$(OUT)]'
 	@echo 'make test      set up, then the linters and the quick tests'
 	@echo 'make test-all  the same with the slow tests'
 	@echo 'make sanitize  the C++ tests under the address and undefined-behaviour sanitizers'
-	@echo 'make bench     kernel benchmarks: a table and JSON in benchmarks/results'
+	@echo 'make bench     kernel benchmarks, half an hour: tables and JSON in benchmarks/results'
 	@echo 'make budget    write the registers and shared memory of the built CUDA kernels as their new budget'
-	@echo 'make gpu       on an NVIDIA GPU, with python3 and its torch: gpu-build, gpu-test, gpu-sanitize and gpu-bench,'
-	@echo '               each under 8 minutes and by itself if you like [PYTHON=python3]'
+	@echo 'make gpu       on an NVIDIA GPU, with python3 and its torch: gpu-build, gpu-test, gpu-sanitize, gpu-bench and'
+	@echo '               gpu-channels, each under 8 minutes and by itself if you like [PYTHON=python3]'
 	@echo 'make build     compile what changed; make setup: the environment in $(VENV)'
 	@echo 'make lint      ruff, mypy, clang-format; make format: let them rewrite'
 	@echo 'make clean     remove everything built, $(VENV) excepted'
@@ -66,6 +66,7 @@ sanitize: $(VENV)/.torch
 
 bench: setup
 	$(BIN)/python -m benchmarks.kernels
+	$(BIN)/python -m benchmarks.channels
 	$(BIN)/python -m benchmarks.report
 
 budget: build
@@ -74,7 +75,7 @@ budget: build
 gpu:
 	@$(GPU_PYTHON) -m tests.gpu
 
-gpu-build gpu-test gpu-sanitize gpu-bench:
+gpu-build gpu-test gpu-sanitize gpu-bench gpu-channels:
 	@$(GPU_PYTHON) -m tests.gpu $(@:gpu-%=%)
 
 lint: $(VENV)/.package

@@ -20,11 +20,20 @@ def measure(
     device: torch.device, clock: Clock, copy_bytes: int = COPY_BYTES, matrix: int = MATRIX
 ) -> Ceilings:
     """Bandwidth of a large copy on the device (bytes read and written), and the fp32 rate (a multiplication and an
-    addition are two) of a large matrix product without TF32.
+    addition are two) of a large matrix product without TF32. On a GPU also the rates of one with TF32 and of one of
+    bfloat16 matrices: those of its tensor cores.
     """
+
+    def rate(dtype: torch.dtype = torch.float32, precision: str = "highest") -> float:
+        with matmul_precision(precision):
+            return 2 * matrix**3 / multiplying(device, clock, matrix, dtype) / 1e6
+
+    tensor_cores = device.type == "cuda"
     return Ceilings(
         memory_gb_per_s=2 * copy_bytes / copying(device, clock, copy_bytes) / 1e6,
-        fp32_gflop_per_s=2 * matrix**3 / multiplying(device, clock, matrix) / 1e6,
+        fp32_gflop_per_s=rate(),
+        tf32_gflop_per_s=rate(precision="high") if tensor_cores else None,
+        bf16_gflop_per_s=rate(torch.bfloat16) if tensor_cores else None,
     )
 
 
@@ -34,17 +43,17 @@ def copying(device: torch.device, clock: Clock, size: int) -> float:
     return _median(clock, lambda: target.copy_(source))
 
 
-def multiplying(device: torch.device, clock: Clock, size: int) -> float:
-    a = torch.rand(size, size, device=device)  # products of ones draw less power and run faster
+def multiplying(device: torch.device, clock: Clock, size: int, dtype: torch.dtype = torch.float32) -> float:
+    a = torch.rand(size, size, device=device).to(dtype)  # products of ones draw less power and run faster
     out = torch.empty_like(a)
-    with full_precision():
-        return _median(clock, lambda: torch.mm(a, a, out=out))
+    return _median(clock, lambda: torch.mm(a, a, out=out))
 
 
 @contextmanager
-def full_precision() -> Iterator[None]:
+def matmul_precision(name: str) -> Iterator[None]:
+    """torch's own precision of float32 products: "highest" or, with TF32, "high"."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision(name)
     try:
         yield
     finally:

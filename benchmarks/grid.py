@@ -10,6 +10,7 @@ from statistics import mean
 import torch
 
 from benchmarks import ceilings, contenders, machine, peers, report_grid, scenes, step
+from benchmarks.measure import out_of_memory
 from benchmarks.peers import Peer
 from benchmarks.results import Agreement, CaseRow, PeerRow, Results, TimeRow
 from benchmarks.scenes import SceneMissing
@@ -77,8 +78,7 @@ def run(
         try:
             Case(results, scene.to(device), grid, clock).measure(rivals, say)
         except RuntimeError as error:
-            # Within our ops the allocator's complaint comes through torch's stable ABI, as what it calls a failed call.
-            if not isinstance(error, torch.OutOfMemoryError) and "API call failed" not in str(error):
+            if not out_of_memory(error):
                 raise
             results.notes.append(f"{title}: not all of it fits into the device's memory")
     results.seconds = time.perf_counter() - start

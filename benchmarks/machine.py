@@ -55,6 +55,18 @@ def load() -> float:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
+def free_memory(device: torch.device) -> float:
+    """Bytes that can still be allocated on the device; infinite where the system does not tell."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(float(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return float("inf")
+
+
 def slug(machine: dict[str, Any]) -> str:
     """A file name for the machine, such as amd-epyc-family-26-model-2-2-cores-avx512, or for its GPU."""
     words = machine.get("gpu") or f"{machine['cpu']} {machine['cores']} cores {machine['isa']}"

@@ -26,6 +26,14 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether that is what the error says. Within our ops the allocator's complaint comes through torch's stable ABI,
+    as what it calls a failed call; that of a CPU is no class of its own.
+    """
+    words = ("API call failed", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
 class PeakMemory:
     """Peak resident memory of this process since `restart`, in MiB.
 

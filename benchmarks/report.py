@@ -1,4 +1,4 @@
-"""Results as Markdown and, where matplotlib is installed, as a picture.
+"""Results as Markdown and as a picture: the channel sweep's always, others where matplotlib is installed.
 
 `python -m benchmarks.report` redraws those of every benchmarks/results/*.json, and the summary in
 benchmarks/README.md, from the figures alone; with names of files, theirs only.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report_grid
+from benchmarks import channels_report, report_grid
 from benchmarks.results import BlendRow, MemoryRow, Results, StageRow, StepRow, Target, write_whole
 from benchmarks.step import OPENSPLAT_SECONDS_PER_STEP
 from benchmarks.tables import ms, table
@@ -43,6 +43,8 @@ MEMORY = (
 
 def markdown(results: Results) -> str:
     """The whole report."""
+    if results.kind == "channels":
+        return channels_report.markdown(results)
     if results.ceilings is not None:
         return report_grid.markdown(results)
     m = results.machine
@@ -62,7 +64,10 @@ def markdown(results: Results) -> str:
 def write(results: Results, path: Path) -> None:
     """Write the Markdown, and beside it the picture if it can be drawn."""
     write_whole(path, markdown(results))
-    draw(results, path.with_suffix(".png"))
+    if results.kind != "channels":
+        draw(results, path.with_suffix(".png"))
+    elif (picture := channels_report.picture(results)) is not None:
+        write_whole(path.with_suffix(".svg"), picture)
 
 
 def blend_line(row: BlendRow) -> str:
@@ -250,15 +255,18 @@ def _bars(rows: Sequence[BlendRow], figure: Any) -> None:
 
 def summary(results: Results, path: Path) -> str:
     """What README.md shows of one file of results: its main table, and where the rest is."""
-    if results.ceilings is not None:
+    if results.kind == "channels":
+        device = results.machine.get("gpu", f"{results.machine['cpu']}, {results.machine['cores']} cores")
+        title, text = f"{device} (channel sweep)", channels_report.summary(results)
+    elif results.ceilings is not None:
         title, text = f"{results.machine.get('gpu', 'CPU')} (grid)", report_grid.summary(results)
     else:
         title = f"{results.machine['cpu']}, {results.machine['cores']} cores"
         text = _targets(results.targets).removeprefix("## Targets\n\n")
     name = path.with_suffix(".md").name
     parts = [f"### {title}", text, f"All of it: [results/{name}](results/{name})."]
-    if path.with_suffix(".png").is_file():
-        parts.append(f"![the same as a picture](results/{path.with_suffix('.png').name})")
+    pictures = (path.with_suffix(suffix) for suffix in (".png", ".svg"))
+    parts += [f"![the same as a picture](results/{p.name})" for p in pictures if p.is_file()]
     return "\n\n".join(parts)
 
 

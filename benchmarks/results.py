@@ -94,6 +94,22 @@ class MemoryRow:
 
 
 @dataclass(frozen=True)
+class WideMemoryRow:
+    """Peak memory of one task of the channel sweep, MiB; on a CPU each in a process of its own."""
+
+    scene: str
+    gaussians: int
+    width: int
+    height: int
+    channels: int
+    storage: str  # of values and images: "float32", "bfloat16", "float16"
+    task: str
+    inputs: float  # what the task is given
+    outputs: float  # what it leaves: the image too where gradients are asked for
+    beyond: float  # the peak above both: what was allocated in between
+
+
+@dataclass(frozen=True)
 class StepRow:
     """A whole training step through the public functions, and the same step cut into stages, in
     milliseconds.
@@ -158,10 +174,12 @@ class PeerRow:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """The device's own limits, see benchmarks/ceilings.py."""
+    """The device's own limits, see benchmarks/ceilings.py; None where it has no such units."""
 
     memory_gb_per_s: float
     fp32_gflop_per_s: float
+    tf32_gflop_per_s: float | None = None
+    bf16_gflop_per_s: float | None = None
 
 
 @dataclass
@@ -203,6 +221,8 @@ class Results:
     times: list[TimeRow] = field(default_factory=list)
     peers: list[PeerRow] = field(default_factory=list)
     ceilings: Ceilings | None = None
+    kind: str = "kernels"  # or "channels": what measured it
+    wide_memory: list[WideMemoryRow] = field(default_factory=list)
     schema: int = SCHEMA
 
     @property
@@ -232,6 +252,7 @@ class Results:
             "cases": CaseRow,
             "times": TimeRow,
             "peers": PeerRow,
+            "wide_memory": WideMemoryRow,
         }
         try:
             for name, kind in rows.items():

@@ -15,6 +15,8 @@ Gaussian, C channels.
     bin              N 8 + V 28 + I 4 + T 8                                 none of floating point that must be
     blend            I 4 + T 8 + V (24 + 4 C) + P (4 C + 8)                 B (16 + 2 C)
     blend backward   I 4 + T 8 + (V + N) (24 + 4 C) + P (4 C + 12)          B (42 + 4 C)
+    to values        I 4 + T 8 + V 24 + N 4 C + P (4 C + 12)                B (16 + 2 C)
+    lift             I 4 + T 8 + V 24 + N (4 C + 4) + P 4 C                 B (16 + 2 C)
     ssim             P C 4 (2 + 4)                                          P C 203
     ssim backward    P C 4 (6 + 1)                                          P C 134
 
@@ -24,8 +26,9 @@ come back as gradients. Coefficients of degree 3 in three channels are 16 · 3 �
 each, the mask 1. Lists cost 4 per pair and 8 per tile (T = tiles + 1). The blend reads 24 (means2d, conics,
 opacities2d) and its values per listed Gaussian, and writes per pixel the image, the transmittance and the end of
 what was blended; its backward reads these less the image, the gradients of image and transmittance, and writes
-gradients for all N. SSIM reads two images and writes a map and three derivatives; its backward reads these less
-the map, its gradient, and writes one.
+gradients for all N; for the values alone it reads no values. A lift reads an image and writes sums for all N, and
+that of the weights. Values and images in half precision take 2 C where it says 4 C. SSIM reads two images and writes
+a map and three derivatives; its backward reads these less the map, its gradient, and writes one.
 
 Operations. An addition, multiplication, division, square root, exponential or logarithm counts as one, a
 comparison as none, following csrc/math. Projection: camera frame 18, unit quaternion 13, rotation 39, its scaling
@@ -35,7 +38,8 @@ Jacobian 51, centre 15, rotation and scales 69, quaternion 67. Harmonics: unit v
 unit vector and its derivative 24, basis 49, coefficients 48, their products with the gradient 75, slope of the
 basis 110. A blended pair: offset 2, exponent 9, alpha 2, weight and transmittance 3, channels 2 C; backward: alpha
 again 13, weight and transmittance 3, ⟨value, gradient⟩ and the value's gradient 4 C, alpha's gradient and the sum
-behind it 5, to the opacity and the exponent 3, to the conic 10 and the centre 8. SSIM: products 4, four windowed
+behind it 5, to the opacity and the exponent 3, to the conic 10 and the centre 8; a lift, and the gradient of the
+values alone, as the blend. SSIM: products 4, four windowed
 means 4 · 2 · 21, formula and derivatives 31; backward 3 + 3 · 2 · 21 + 5.
 """
 
@@ -54,6 +58,9 @@ class Work:
 
     bytes: float
     flops: float
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.bytes + other.bytes, self.flops + other.flops)
 
 
 @dataclass(frozen=True)
@@ -86,14 +93,24 @@ def _bin(c: CaseRow, _: int) -> Work:
     return Work(c.gaussians * 8 + c.visible * 28 + _lists(c), 0)
 
 
-def _blend(c: CaseRow, channels: int) -> Work:
-    given, pixels = c.visible * (24 + 4 * channels), c.width * c.height
-    return Work(_lists(c) + given + pixels * (4 * channels + 8), _blended(c) * (16 + 2 * channels))
+def _blend(c: CaseRow, channels: int, item: int = 4) -> Work:
+    given, pixels = c.visible * (24 + item * channels), c.width * c.height
+    return Work(_lists(c) + given + pixels * (item * channels + 8), _blended(c) * (16 + 2 * channels))
 
 
-def _blend_backward(c: CaseRow, channels: int) -> Work:
-    both, pixels = (c.visible + c.gaussians) * (24 + 4 * channels), c.width * c.height
-    return Work(_lists(c) + both + pixels * (4 * channels + 12), _blended(c) * (42 + 4 * channels))
+def _blend_backward(c: CaseRow, channels: int, item: int = 4) -> Work:
+    both, pixels = (c.visible + c.gaussians) * (24 + item * channels), c.width * c.height
+    return Work(_lists(c) + both + pixels * (item * channels + 12), _blended(c) * (42 + 4 * channels))
+
+
+def _values_backward(c: CaseRow, channels: int, item: int = 4) -> Work:
+    splats, pixels = c.visible * 24 + c.gaussians * item * channels, c.width * c.height
+    return Work(_lists(c) + splats + pixels * (item * channels + 12), _blended(c) * (16 + 2 * channels))
+
+
+def _lift(c: CaseRow, channels: int, item: int = 4) -> Work:
+    splats, pixels = c.visible * 24 + c.gaussians * (4 * channels + 4), c.width * c.height
+    return Work(_lists(c) + splats + pixels * item * channels, _blended(c) * (16 + 2 * channels))
 
 
 def _ssim(c: CaseRow, channels: int) -> Work:
@@ -113,7 +130,7 @@ def _blended(c: CaseRow) -> float:
     return c.blended_per_pixel * c.width * c.height
 
 
-FORMULAE: dict[str, Callable[[CaseRow, int], Work]] = {
+FORMULAE: dict[str, Callable[..., Work]] = {
     "project": _project,
     "project backward": _project_backward,
     "colour": _colour,
@@ -121,15 +138,26 @@ FORMULAE: dict[str, Callable[[CaseRow, int], Work]] = {
     "bin": _bin,
     "blend": _blend,
     "blend backward": _blend_backward,
+    "blend backward to values": _values_backward,
+    "lift": _lift,
     "ssim": _ssim,
     "ssim backward": _ssim_backward,
 }
 
 
-def work(stage: str, case: CaseRow, channels: int) -> Work | None:
-    """What the stage must do in a case; None for what is made of several stages."""
+def work(stage: str, case: CaseRow, channels: int, item: int | None = None) -> Work | None:
+    """What the stage must do in a case; None for what is made of several stages. item: bytes of a value and of a
+    pixel's channel, where the stage can have others than 4.
+    """
     formula = FORMULAE.get(stage)
-    return None if formula is None else formula(case, channels)
+    if formula is None:
+        return None
+    return formula(case, channels) if item is None else formula(case, channels, item)
+
+
+def floor_ms(done: Work, gb_per_s: float, gflop_per_s: float) -> float:
+    """What that work takes at least, where memory and arithmetic overlap perfectly."""
+    return 1e3 * max(done.bytes / (gb_per_s * 1e9), done.flops / (gflop_per_s * 1e9))
 
 
 def achieved(done: Work, ms: float, ceilings: Ceilings) -> Achieved:

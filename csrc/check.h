@@ -5,11 +5,11 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <initializer_list>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace gsfields {
 
@@ -42,7 +42,7 @@ struct Dim {
   int64_t size = -1;
 };
 
-inline void check_shape(const Tensor& t, const char* name, std::initializer_list<Dim> dims) {
+inline void check_shape(const Tensor& t, const char* name, const std::vector<Dim>& dims) {
   bool ok = t.dim() == int64_t(dims.size());
   int64_t i = 0;
   if (ok)
@@ -65,16 +65,17 @@ class Like {
           torch::headeronly::toString(dtype_), ", but must be float32 or float64");
   }
   bool is_double() const { return dtype_ == ScalarType::Double; }
+  ScalarType dtype() const { return dtype_; }
 
   // A contiguous tensor of this call's dtype and the given shape.
-  Tensor operator()(const Tensor& t, const char* name, std::initializer_list<Dim> dims) const {
+  Tensor operator()(const Tensor& t, const char* name, const std::vector<Dim>& dims) const {
     check_shape(t, name, dims);
     check(t.scalar_type() == dtype_, name, " has dtype ", torch::headeronly::toString(t.scalar_type()), ", but ", name_,
           " has ", torch::headeronly::toString(dtype_), ", and both must be the same");
     return on_device(t, name);
   }
-  // The same for index tensors.
-  Tensor integers(const Tensor& t, const char* name, ScalarType dtype, std::initializer_list<Dim> dims) const {
+  // The same for tensors of another dtype, such as indices.
+  Tensor of(const Tensor& t, const char* name, ScalarType dtype, const std::vector<Dim>& dims) const {
     check_shape(t, name, dims);
     check(t.scalar_type() == dtype, name, " has dtype ", torch::headeronly::toString(t.scalar_type()), ", but must be ",
           torch::headeronly::toString(dtype));

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "math/common.h"
+#include "math/storage.h"
 
 namespace gsfields {
 
@@ -42,6 +43,12 @@ struct ShArgs {
 
 GSF_HD int tiles_along(int pixels) { return (pixels + math::kTile - 1) / math::kTile; }
 
+// The tile, among those of all views, of a pixel of [B,H,W].
+GSF_HD int64_t tile_of_pixel(int64_t pixel, int width, int height) {
+  const int64_t row = pixel / width, view = row / height;
+  return (view * tiles_along(height) + row % height / math::kTile) * tiles_along(width) + pixel % width / math::kTile;
+}
+
 // Projected Gaussians of `views` images, to be listed by tile.
 template <class S>
 struct BinInput {
@@ -51,23 +58,46 @@ struct BinInput {
   int width, height;
 };
 
-// Blend of `views` images. Values are [N,C] (values_stride 0) or [B,N,C] (N·C); background [C], [B,C] or null.
+// What products over many channels compute in on a GPU: float, or tensor cores with factors rounded to TF32 or
+// bfloat16. Sums are float throughout.
+enum class Precision : int { kFp32, kTf32, kBf16 };
+
+// Blend of `views` images, of all their pixels or of some. Values are [N,C] (values_stride 0) or [B,N,C] (N·C);
+// background [C], [B,C] or null. A row is what an image holds of one pixel: rows are [B,H,W], or [P] for P sampled
+// pixels, which are sorted by tile.
 template <class S>
 struct BlendInput {
   int64_t n, views, channels, values_stride, background_stride;
-  const S *values, *means2d, *conics, *opacities, *background;
+  const void* values;     // as `storage` tells; null for a lift
+  math::Storage storage;  // of values and images
+  Precision precision;
+  const S *means2d, *conics, *opacities, *background;
   const int32_t* ids;
   int64_t pairs;  // length of ids
   const int64_t* tile_offsets;
   int width, height;
+  const int64_t *pixels, *pixel_offsets;  // [P] indices into [B,H,W], [B·tiles + 1]; null for all pixels
+  int64_t rows;
 };
 
 template <class S>
 struct BlendGrads {
-  const S *v_image, *v_transmittance;     // [B,H,W,C] [B,H,W]
-  S* v_values;                            // as values, or null
+  const void* v_image;                    // rows of [C], in the input's storage
+  const S* v_transmittance;               // rows
+  S* v_values;                            // as values, in full, or null
   S *v_means2d, *v_conics, *v_opacities;  // as the inputs, or all null
   S* absgrad;                             // [B,N,2] or null
+  bool deterministic;                     // the same bits in every run
+};
+
+// Sums over pixels of weights times rows of an image: the adjoint of the blend in its values. [N,...], over the views
+// too, or [B,N,...] where values_stride of the input is not 0.
+template <class S>
+struct LiftArgs {
+  const void* image;  // rows of [C], in the input's storage
+  const S* factors;   // rows, by which the weights of a pixel are multiplied, or null
+  S *sums, *total;    // [N,C] of the image; [N] of the weights alone, or null
+  bool deterministic;
 };
 
 template <class S>

@@ -72,21 +72,26 @@ struct Cpu {
   }
 
   template <class S>
-  static void blend(const Blend&, const BlendInput<S>& in, S* image, S* transmittance, int32_t* last) {
+  static void blend(const Splats&, const BlendInput<S>& in, void* image, S* transmittance, int32_t* last) {
     cpu::blend(in, image, transmittance, last, torch_threads());
   }
 
-  // Marches again instead of walking back from the final transmittance.
+  // Marches again instead of walking back from the final transmittance. The order of sums is always the same.
   template <class S>
-  static void blend_backward(const Blend& b, const BlendInput<S>& in, const S* /*transmittance*/, const int32_t* last,
+  static void blend_backward(const Splats& s, const BlendInput<S>& in, const S* /*transmittance*/, const int32_t* last,
                              const BlendGrads<S>& grads) {
     const std::vector<int32_t> used = cpu::used_lists(in, last);
-    for (int64_t t = 0; t < b.views * b.tiles; ++t) {
+    for (int64_t t = 0; t < s.views * s.tiles; ++t) {
       const int64_t listed = in.tile_offsets[t + 1] - in.tile_offsets[t];
       check(used[size_t(t)] >= 0 && used[size_t(t)] <= listed, "last holds ", used[size_t(t)], " in tile ", t,
             ", but the tile lists ", listed, " Gaussians");
     }
     cpu::blend_backward(in, used.data(), grads, torch_threads());
+  }
+
+  template <class S>
+  static void lift(const Splats&, const BlendInput<S>& in, const LiftArgs<S>& a) {
+    cpu::lift(in, a, torch_threads());
   }
 
   template <class S>
@@ -128,13 +133,18 @@ STABLE_TORCH_LIBRARY(gsfields, m) {
       "-> (Tensor ids, Tensor tile_offsets)");
   m.def(
       "blend(Tensor values, Tensor means2d, Tensor conics, Tensor opacities, Tensor? background, "
-      "Tensor? absgrad_sink, Tensor ids, Tensor tile_offsets, int width, int height) -> "
-      "(Tensor image, Tensor transmittance, Tensor last)");
+      "Tensor? absgrad_sink, Tensor ids, Tensor tile_offsets, Tensor? pixels, Tensor? pixel_offsets, int width, "
+      "int height, int precision) -> (Tensor image, Tensor transmittance, Tensor last)");
   m.def(
       "blend_backward(Tensor values, Tensor means2d, Tensor conics, Tensor opacities, Tensor? background, Tensor ids, "
-      "Tensor tile_offsets, Tensor transmittance, Tensor last, Tensor v_image, Tensor v_transmittance, int width, "
-      "int height, bool geometry, bool to_values, bool absgrad) -> "
-      "(Tensor v_values, Tensor v_means2d, Tensor v_conics, Tensor v_opacities, Tensor v_absgrad)");
+      "Tensor tile_offsets, Tensor? pixels, Tensor? pixel_offsets, Tensor transmittance, Tensor last, Tensor v_image, "
+      "Tensor v_transmittance, int width, int height, int precision, bool geometry, bool to_values, bool absgrad, "
+      "bool deterministic) -> (Tensor v_values, Tensor v_means2d, Tensor v_conics, Tensor v_opacities, "
+      "Tensor v_absgrad)");
+  m.def(
+      "lift(Tensor image, Tensor? weights, Tensor means2d, Tensor conics, Tensor opacities, Tensor ids, "
+      "Tensor tile_offsets, Tensor? pixels, Tensor? pixel_offsets, int width, int height, int precision, "
+      "bool per_view, bool total, bool deterministic) -> (Tensor sums, Tensor total)");
   m.def("ssim(Tensor image1, Tensor image2) -> (Tensor map, Tensor d_mu, Tensor d_var, Tensor d_cov)");
   m.def("ssim_backward(Tensor image1, Tensor image2, Tensor d_mu, Tensor d_var, Tensor d_cov, Tensor v_map) -> Tensor");
   m.def("cpu_isa() -> int");
@@ -150,6 +160,7 @@ STABLE_TORCH_LIBRARY_IMPL(gsfields, CPU, m) {
   m.impl("bin_tiles", TORCH_BOX(&gsfields::bin_tiles<gsfields::Cpu>));
   m.impl("blend", TORCH_BOX(&gsfields::blend<gsfields::Cpu>));
   m.impl("blend_backward", TORCH_BOX(&gsfields::blend_backward<gsfields::Cpu>));
+  m.impl("lift", TORCH_BOX(&gsfields::lift<gsfields::Cpu>));
   m.impl("ssim", TORCH_BOX(&gsfields::ssim<gsfields::Cpu>));
   m.impl("ssim_backward", TORCH_BOX(&gsfields::ssim_backward<gsfields::Cpu>));
 }

@@ -105,7 +105,7 @@ Five project_backward(const Tensor& means, const Tensor& quats, const Tensor& sc
                      antialiased);
   if constexpr (Backend::kOnHost) p.check_cameras();
   const Dim B{"B", p.views}, N{"N", p.n};
-  const Tensor radii = p.like.integers(radii_, "radii", ScalarType::Int, {B, N, {"2", 2}});
+  const Tensor radii = p.like.of(radii_, "radii", ScalarType::Int, {B, N, {"2", 2}});
   const Tensor v_means2d = p.like(v_means2d_, "v_means2d", {B, N, {"2", 2}});
   const Tensor v_depths = p.like(v_depths_, "v_depths", {B, N});
   const Tensor v_conics = p.like(v_conics_, "v_conics", {B, N, {"3", 3}});
@@ -150,7 +150,7 @@ struct Harmonics {
     rest = shN.size(1);
     check(rest + 1 >= (degree + 1) * (degree + 1), "shN has ", rest, " coefficients per Gaussian, but degree ", degree,
           " needs ", (degree + 1) * (degree + 1) - 1);
-    if (masks_) masks = like.integers(*masks_, "masks", ScalarType::Bool, {{"B", views}, {"N", n}});
+    if (masks_) masks = like.of(*masks_, "masks", ScalarType::Bool, {{"B", views}, {"N", n}});
   }
   template <class S>
   ShArgs<S> args() const {

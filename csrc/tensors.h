@@ -1,9 +1,9 @@
 // From torch's tensors to typed pointers and back.
 #pragma once
 
-#include <initializer_list>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "check.h"
 
@@ -28,9 +28,9 @@ S* out(const Tensor& t) {
   return static_cast<S*>(t.mutable_data_ptr());
 }
 
-inline Tensor make(const Tensor& like, std::initializer_list<int64_t> shape,
+inline Tensor make(const Tensor& like, const std::vector<int64_t>& shape,
                    std::optional<ScalarType> dtype = std::nullopt) {
-  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()), dtype);
+  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(shape.data(), shape.size()), dtype);
 }
 
 // f(S()) with S the scalar type of the call.

@@ -9,9 +9,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "Camera": "gsfields.camera",
     "Gaussians": "gsfields.gaussians",
-    "Plan": "gsfields.rendering",
+    "Lifted": "gsfields.lifting",
+    "Plan": "gsfields.plans",
+    "PlanCache": "gsfields.plan_cache",
     "Rendering": "gsfields.rendering",
-    "plan": "gsfields.rendering",
+    "lift": "gsfields.lifting",
+    "plan": "gsfields.plans",
     "render": "gsfields.rendering",
     "rasterization": "gsfields.gsplat_api",
     "load_dataset": "gsfields.data",
@@ -25,9 +28,12 @@ if TYPE_CHECKING:
     from gsfields.data import load_dataset as load_dataset
     from gsfields.gaussians import Gaussians as Gaussians
     from gsfields.gsplat_api import rasterization as rasterization
-    from gsfields.rendering import Plan as Plan
+    from gsfields.lifting import Lifted as Lifted
+    from gsfields.lifting import lift as lift
+    from gsfields.plan_cache import PlanCache as PlanCache
+    from gsfields.plans import Plan as Plan
+    from gsfields.plans import plan as plan
     from gsfields.rendering import Rendering as Rendering
-    from gsfields.rendering import plan as plan
     from gsfields.rendering import render as render
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from gsfields import ops
-from gsfields.rendering import Plan, view_colors
+from gsfields.plans import Plan
+from gsfields.rendering import view_colors
 
 RenderMode = Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"]
 

@@ -23,4 +23,7 @@ def test_python_example(tmp_path, monkeypatch):
     assert names["gaussians"].means.grad.isfinite().all()
     assert names["features"].shape == (30, 40, 44)
     assert names["depth"].shape == names["alpha"].shape == (30, 40, 1)
+    assert names["out"]["layers"].shape == (30, 40, 2) and names["some"].shape == (1000, 512)
+    assert len(names["static"].ids) + len(names["moving"].ids) == len(names["plan"].ids)
+    assert names["scores"].shape == (30, 40, 4) and names["lifted"].shape == (200, 3)
     assert callable(names["rasterization"])

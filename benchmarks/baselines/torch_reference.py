@@ -19,7 +19,18 @@ def composite(
 ) -> tuple[Tensor, Tensor]:
     """Front-to-back blend of K Gaussians, already in depth order, at pixel centres [P, 2].
 
-    Returns the image [P, C] and the transmittance [P]. alpha and its limits: Kerbl et al. 2023, section 6.
+    Returns the image [P, C] and the transmittance [P].
+    """
+    weights, transmittance = blend_weights(pixels, means2d, conics, opacities)
+    return weights @ values, transmittance
+
+
+def blend_weights(
+    pixels: Tensor, means2d: Tensor, conics: Tensor, opacities: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What each of K Gaussians in depth order counts in each pixel [P, K], and the transmittance [P].
+
+    alpha and its limits: Kerbl et al. 2023, section 6.
     """
     dx, dy = (means2d[None, :, :] - pixels[:, None, :]).unbind(-1)  # [P, K]
     a, b, c = conics.unbind(-1)
@@ -31,7 +42,7 @@ def composite(
     kept = after > TRANSMITTANCE_STOP  # a prefix of each row: the transmittance only falls
     weights = torch.where(kept, alpha * before[:, :-1], 0.0)
     last = kept.sum(dim=1, keepdim=True)
-    return weights @ values, before.gather(1, last)[:, 0]
+    return weights, before.gather(1, last)[:, 0]
 
 
 def pixel_centres(x: int, y: int, width: int, height: int, like: Tensor) -> Tensor:
@@ -58,19 +69,17 @@ def blend_tiled(
         raise ValueError(f"means2d: the torch reference blends one view, got {means2d.shape[0]}")
     width, height = size
     index = ids.long()
-    # One gather for the whole image: its backward is one index_add instead of one per tile.
-    lists = [t.index_select(0, index) for t in (values, means2d[0], conics[0], opacities[0])]
-    offsets = tile_offsets.tolist()
+    # One gather and one split for the whole image: backward they are one index_add and one cat, not one per tile.
+    counts = tile_offsets.diff().tolist()
+    inputs = (values, means2d[0], conics[0], opacities[0])
+    lists = zip(*(t.index_select(0, index).split(counts) for t in inputs))
     rows = []
-    tile = 0
     for y in range(0, height, TILE):
         row = []
         for x in range(0, width, TILE):
             w, h = min(TILE, width - x), min(TILE, height - y)
-            mine = [t[offsets[tile] : offsets[tile + 1]] for t in lists]
-            image, transmittance = composite(pixel_centres(x, y, w, h, means2d), *mine)
+            image, transmittance = composite(pixel_centres(x, y, w, h, means2d), *next(lists))
             row.append(torch.cat([image, transmittance[:, None]], dim=1).reshape(h, w, -1))
-            tile += 1
         rows.append(torch.cat(row, dim=1))
     both = torch.cat(rows, dim=0)[None]
     return both[..., :-1], both[..., -1]

@@ -22,7 +22,8 @@
 namespace {
 template <class S, int L>
 constexpr Kernels<S> table() {
-  return {.project = project<S, L>,
+  return {.lanes = L,
+          .project = project<S, L>,
           .project_backward = project_backward<S, L>,
           .sh = sh<S>,
           .sh_backward = sh_backward<S>,
@@ -32,6 +33,8 @@ constexpr Kernels<S> table() {
           .blend_tile = blend_tile<S, L>,
           .blend_backward_scratch = blend_backward_scratch<S, L>,
           .blend_backward_tile = blend_backward_tile<S, L>,
+          .lift_scratch = lift_scratch<S, L>,
+          .lift_tile = lift_tile<S, L>,
           .ssim_scratch = ssim_scratch<S>,
           .ssim_rows = ssim_rows<S>,
           .ssim_backward_rows = ssim_backward_rows<S>};

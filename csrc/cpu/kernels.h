@@ -39,35 +39,61 @@ struct alignas(64) Packed {
   math::Ellipse<S> ellipse;
 };
 
-// One view of a blend.
+// One view of a blend. Rows are those of the whole blend where pixels are sampled, else the view's.
 template <class S>
 struct BlendArgs {
-  const S *values, *means2d, *conics, *opacities;  // [N,C] [N,2] [N,3] [N]
-  Packed<S>* packed;                               // [N] written by pack, read by the rest
-  const S* background;                             // [C] or null
-  const int32_t* ids;                              // of all tiles
-  const int64_t* tile_offsets;                     // [tiles + 1]
+  const void* values;  // [N,C] as `storage` tells
+  math::Storage storage;
+  const S *means2d, *conics, *opacities;  // [N,2] [N,3] [N]
+  Packed<S>* packed;                      // [N] written by pack, read by the rest
+  const S* background;                    // [C] or null
+  const int32_t* ids;                     // of all tiles
+  const int64_t* tile_offsets;            // [tiles + 1]
   int64_t channels;
   int width, height, tiles_x;
-  S *image, *transmittance;  // [H,W,C] [H,W]
-  int32_t* last;             // [H,W] how much of the tile's list lies before the end of what each pixel blended
+  const int64_t *pixels, *pixel_offsets;  // sampled pixels and their tiles' ends, or null
+  int64_t first_pixel;                    // of this view, among those of all
+  void* image;                            // rows of [C]
+  S* transmittance;                       // rows
+  int32_t* last;                          // rows: how much of the tile's list each pixel blended
 };
 
-// Records hold, per (Gaussian, tile) pair, the sums over the tile's pixels of math::Moment, then of dL/dvalues.
+// Few channels are summed with a pixel in each lane; from so many on with a channel in each lane, as products of
+// matrices. Measured where both take as long, on AVX-512; with AVX2 the first is a little lower. The backward pass
+// keeps to pixels for longer, because it then has the gradients of values and geometry from one walk.
+constexpr int64_t kWideForward = 8, kWideBackward = 28;
+GSF_HD bool is_wide(int64_t channels, math::Storage storage, int64_t from) {
+  return channels >= from || storage != math::Storage::kFull;
+}
+
+// Records hold, per (Gaussian, tile) pair, sums over the tile's pixels.
 using math::kMoments;
 
 template <class S>
 struct BlendBackwardArgs {
-  BlendArgs<S> forward;                // outputs unused
-  const int32_t* used;                 // [tiles] the largest `last` of each tile
-  const S *v_image, *v_transmittance;  // [H,W,C] [H,W]
-  bool geometry, to_values;
-  int64_t record_size;  // geometry ? kMoments : 0, plus to_values ? channels rounded up to 4 : 0
-  S* records;           // of this tile [used, record_size]
+  BlendArgs<S> forward;      // outputs unused
+  const int32_t* used;       // [tiles] the largest `last` of each tile
+  const void* v_image;       // rows of [C]
+  const S* v_transmittance;  // rows
+  bool to_values;            // only if not wide
+  int64_t record_size;       // kMoments, plus channels rounded up to 4 if to_values
+  S* records;                // of this tile [used, record_size]: math::Moment, then dL/dvalues
+};
+
+template <class S>
+struct LiftTileArgs {
+  BlendArgs<S> forward;             // values and outputs unused
+  const int32_t* used;              // [tiles] how much of each tile's list to walk at most
+  const void* image;                // rows of [forward.channels]
+  const S* factors;                 // rows, or null
+  int64_t first_channel, channels;  // the channels to sum now; channel forward.channels is one of ones
+  int64_t record_size;              // channels rounded up to a vector
+  S* records;                       // of this tile [used, record_size]
 };
 
 template <class S>
 struct Kernels {
+  int lanes;
   void (*project)(const ProjectArgs<S>&, int64_t begin, int64_t end);
   void (*project_backward)(const ProjectBackwardArgs<S>&, int64_t begin, int64_t end);  // begin: multiple of chunk
   void (*sh)(const ShArgs<S>&, int64_t begin, int64_t end);
@@ -75,10 +101,12 @@ struct Kernels {
   // Writes the spans of Gaussians ids[0, count), at most tiles_y each, and how many each has; returns their number.
   int64_t (*tile_spans)(const SpanArgs<S>&, const int32_t* ids, int64_t count, Span* spans, int32_t* spans_each);
   void (*pack)(const BlendArgs<S>&, int64_t begin, int64_t end);  // Gaussians
-  int64_t (*blend_scratch)(int64_t channels);
+  int64_t (*blend_scratch)(int64_t channels, math::Storage);
   void (*blend_tile)(const BlendArgs<S>&, int64_t tile, void* scratch);
-  int64_t (*blend_backward_scratch)(int64_t channels, int64_t longest);
+  int64_t (*blend_backward_scratch)(int64_t longest);
   void (*blend_backward_tile)(const BlendBackwardArgs<S>&, int64_t tile, void* scratch);
+  int64_t (*lift_scratch)();
+  int (*lift_tile)(const LiftTileArgs<S>&, int64_t tile, void* scratch);  // returns how many records it wrote
   int64_t (*ssim_scratch)(int64_t row, int64_t band);
   void (*ssim_rows)(const SsimArgs<S>&, int64_t begin, int64_t end, void* scratch);
   void (*ssim_backward_rows)(const SsimArgs<S>&, int64_t begin, int64_t end, void* scratch);

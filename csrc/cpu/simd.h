@@ -12,6 +12,7 @@
 #endif
 
 #include "../math/common.h"
+#include "../math/storage.h"
 
 namespace {
 
@@ -77,6 +78,39 @@ GSF_HD V exp_negative(V scaled) {
     for (unsigned i = 0; i < sizeof(V) / sizeof(scaled[0]); ++i) e[i] = __builtin_exp(-scaled[i]);
     return e;
   }
+}
+
+// L numbers of float16 in memory, from and to floats.
+template <class V>
+GSF_HD V from_float16(const void* p) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64) return (V)_mm512_cvtph_ps(load<__m256i>(p));
+#endif
+#if defined(__F16C__)
+  if constexpr (sizeof(V) == 32) return (V)_mm256_cvtph_ps(load<__m128i>(p));
+#endif
+  V v;
+  for (unsigned i = 0; i < sizeof(V) / 4; ++i) v[i] = gsfields::math::from_float16(static_cast<const uint16_t*>(p)[i]);
+  return v;
+}
+
+template <class V>
+GSF_HD void to_float16(V v, void* p) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64) {
+    const __m256i half = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __builtin_memcpy(p, &half, sizeof(half));
+    return;
+  }
+#endif
+#if defined(__F16C__)
+  if constexpr (sizeof(V) == 32) {
+    const __m128i half = _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
+    __builtin_memcpy(p, &half, sizeof(half));
+    return;
+  }
+#endif
+  for (unsigned i = 0; i < sizeof(V) / 4; ++i) static_cast<uint16_t*>(p)[i] = gsfields::math::to_float16(v[i]);
 }
 
 // Adds the lane sums of a, b, c, d to out[0..3].

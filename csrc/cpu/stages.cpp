@@ -1,11 +1,17 @@
 // Blending, its backward pass and SSIM over whole images: scheduling, scratch memory, deterministic reductions.
 #include "stages.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <initializer_list>
 #include <memory>
 #include <new>
+#include <type_traits>
 
 namespace gsfields::cpu {
 
@@ -38,20 +44,52 @@ void for_each_item(const Threads& threads, int64_t begin, int64_t end, const F& 
   });
 }
 
-// The backward pass keeps one record per (Gaussian, tile) pair of a group of tiles; groups are cut so that the
-// records stay within this many bytes (a single tile may exceed it).
-constexpr int64_t kRecordBytes = int64_t(32) << 20;
+// Sums over pixels are kept as one record per (Gaussian, tile) pair of a group of tiles. Groups are cut so that their
+// records stay within kGroupBytes, which a processor's last cache holds, unless a single tile exceeds it; channels are
+// cut so that no tile's records exceed kRecordBytes.
+constexpr int64_t kGroupBytes = int64_t(8) << 20, kRecordBytes = int64_t(32) << 20;
 
 template <class S>
 BlendArgs<S> view_args(const BlendInput<S>& in, int64_t view) {
   const int64_t tiles = int64_t(tiles_along(in.width)) * tiles_along(in.height), at = view * in.n;
   BlendArgs<S> a{};
-  a.values = in.values + view * in.values_stride;
+  a.storage = in.storage;
+  if (in.values)
+    a.values =
+        static_cast<const char*>(in.values) + view * in.values_stride * math::bytes_of(in.storage, int64_t(sizeof(S)));
   a.means2d = in.means2d + 2 * at, a.conics = in.conics + 3 * at, a.opacities = in.opacities + at;
   a.background = in.background ? in.background + view * in.background_stride : nullptr;
   a.ids = in.ids, a.tile_offsets = in.tile_offsets + view * tiles;
   a.channels = in.channels, a.width = in.width, a.height = in.height, a.tiles_x = tiles_along(in.width);
+  a.first_pixel = view * in.width * in.height;
+  if (in.pixels) a.pixels = in.pixels, a.pixel_offsets = in.pixel_offsets + view * tiles;
   return a;
+}
+
+// Where the rows of a view begin: sampled pixels of all views have their rows together.
+template <class S>
+int64_t first_row(const BlendInput<S>& in, int64_t view) {
+  return in.pixels ? 0 : view * in.width * in.height;
+}
+
+// The rows of an image, `stride` numbers each.
+template <class S, class P>
+P* at_row(P* image, const BlendInput<S>& in, int64_t view, int64_t stride) {
+  using Byte = std::conditional_t<std::is_const_v<P>, const char, char>;
+  return static_cast<Byte*>(image) + first_row(in, view) * stride * math::bytes_of(in.storage, int64_t(sizeof(S)));
+}
+
+// The kernel backs large arrays that are about to be written with large pages, where it offers them: a page fault per
+// 4 KB takes longer than many a blend of many channels.
+void prefer_large_pages(void* array, int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = uintptr_t(2) << 20;
+  const uintptr_t begin = (uintptr_t(array) + kPage - 1) / kPage * kPage,
+                  end = (uintptr_t(array) + uintptr_t(bytes)) / kPage * kPage;
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)array, (void)bytes;
+#endif
 }
 
 // The splats of all views, ready for blending.
@@ -76,7 +114,7 @@ std::vector<Group> make_groups(const int32_t* used, int64_t tiles, int64_t recor
   std::vector<Group> groups;
   int64_t total = 0;
   for (int64_t t = 0; t < tiles; ++t) {
-    if (groups.empty() || (total + used[t]) * record_bytes > kRecordBytes) groups.push_back({t, t, {}}), total = 0;
+    if (groups.empty() || (total + used[t]) * record_bytes > kGroupBytes) groups.push_back({t, t, {}}), total = 0;
     groups.back().offset.push_back(total);
     groups.back().end = t + 1;
     total += used[t];
@@ -85,41 +123,46 @@ std::vector<Group> make_groups(const int32_t* used, int64_t tiles, int64_t recor
   return groups;
 }
 
-// What the reduction of one view adds to.
+// The records of a group of tiles of one view: of tile t, count[t] records.
 template <class S>
-struct ViewGrads {
-  S *moments, *v_values;  // [N, kMoments] [N, C], either may be null
+struct Records {
+  const BlendArgs<S>& view;
+  const Group& group;
+  const int32_t* count;
+  const S* records;
+  int64_t size;
 };
 
-// Adds the records of a group to Gaussians [id_begin, id_end), in the order of the tiles: the sum of a Gaussian does
-// not depend on how Gaussians are spread over threads.
+// Columns [first, first + columns) of the records are added to the rows of Gaussians.
 template <class S>
-void add_records(const BlendBackwardArgs<S>& a, const Group& g, const S* records, const ViewGrads<S>& out,
-                 int64_t id_begin, int64_t id_end) {
+struct Sink {
+  S* rows;
+  int64_t stride, first, columns;
+};
+
+// Adds records to Gaussians [id_begin, id_end), in the order of the tiles: the sum of a Gaussian does not depend on how
+// Gaussians are spread over threads.
+template <class S>
+void add_records(const Records<S>& r, std::initializer_list<Sink<S>> sinks, int64_t id_begin, int64_t id_end) {
   constexpr int kBlock = 1024, kPrefetch = 8;
   int32_t matches[kBlock];
-  const int64_t C = a.forward.channels;
-  for (int64_t t = g.begin; t < g.end; ++t) {
-    const int32_t* ids = a.forward.ids + a.forward.tile_offsets[t];
-    const S* of_tile = records + g.offset[size_t(t - g.begin)] * a.record_size;
-    const int used = a.used[t];
-    for (int first = 0; first < used; first += kBlock) {
+  for (int64_t t = r.group.begin; t < r.group.end; ++t) {
+    const int32_t* ids = r.view.ids + r.view.tile_offsets[t];
+    const S* of_tile = r.records + r.group.offset[size_t(t - r.group.begin)] * r.size;
+    for (int first = 0; first < r.count[t]; first += kBlock) {
       int n = 0;
-      for (int j = first; j < std::min(first + kBlock, used); ++j) {
+      for (int j = first; j < std::min(first + kBlock, r.count[t]); ++j) {
         matches[n] = j;
         n += (ids[j] >= id_begin) & (ids[j] < id_end);
       }
       for (int m = 0; m < n; ++m) {
         const int64_t id = ids[matches[m]], ahead = ids[matches[std::min(m + kPrefetch, n - 1)]];
-        if (out.moments) __builtin_prefetch(out.moments + ahead * kMoments, 1);
-        if (out.v_values) __builtin_prefetch(out.v_values + ahead * C, 1);
-        const S* record = of_tile + matches[m] * a.record_size;
-        if (out.moments) {
-          for (int k = 0; k < kMoments; ++k) out.moments[id * kMoments + k] += record[k];
-          record += kMoments;
+        const S* record = of_tile + matches[m] * r.size;
+        for (const Sink<S>& sink : sinks) {
+          __builtin_prefetch(sink.rows + ahead * sink.stride, 1);
+          S* row = sink.rows + id * sink.stride;
+          for (int64_t c = 0; c < sink.columns; ++c) row[c] += record[sink.first + c];
         }
-        if (out.v_values)
-          for (int64_t c = 0; c < C; ++c) out.v_values[id * C + c] += record[c];
       }
     }
   }
@@ -152,82 +195,173 @@ void parallel_ranges(const Threads& threads, int64_t n, int64_t grain, const std
 }
 
 template <class S>
-void blend(const BlendInput<S>& in, S* image, S* transmittance, int32_t* last, const Threads& threads) {
+void blend(const BlendInput<S>& in, void* image, S* transmittance, int32_t* last, const Threads& threads) {
   const Kernels<S>& kernel = kernels().of<S>();
-  const int64_t tiles = int64_t(tiles_along(in.width)) * tiles_along(in.height), pixels = int64_t(in.width) * in.height;
+  const int64_t tiles = int64_t(tiles_along(in.width)) * tiles_along(in.height);
+  prefer_large_pages(image, in.rows * in.channels * math::bytes_of(in.storage, int64_t(sizeof(S))));
   const Memory packed = pack_views(in, threads);
-  const auto scratch = scratch_per_worker(threads, kernel.blend_scratch(in.channels));
+  const auto scratch = scratch_per_worker(threads, kernel.blend_scratch(in.channels, in.storage));
   for_each_item(threads, 0, in.views * tiles, [&](int64_t item, int worker) {
-    const int64_t view = item / tiles;
+    const int64_t view = item / tiles, row = first_row(in, view);
     BlendArgs<S> a = view_args(in, view);
     a.packed = static_cast<Packed<S>*>(packed.get()) + view * in.n;
-    a.image = image + view * pixels * in.channels, a.transmittance = transmittance + view * pixels;
-    a.last = last + view * pixels;
+    a.image = at_row(image, in, view, in.channels), a.transmittance = transmittance + row, a.last = last + row;
     kernel.blend_tile(a, item % tiles, scratch[size_t(worker)].get());
   });
 }
 
 template <class S>
 std::vector<int32_t> used_lists(const BlendInput<S>& in, const int32_t* last) {
-  const int tiles_x = tiles_along(in.width), tiles_y = tiles_along(in.height);
-  std::vector<uint32_t> used(size_t(in.views) * size_t(tiles_x) * size_t(tiles_y), 0);  // -1 is then the largest
-  for (int64_t row = 0; row < in.views * in.height; ++row) {
-    const int64_t tile_row = row / in.height * tiles_y + row % in.height / math::kTile;
-    for (int x = 0; x < in.width; ++x) {
-      uint32_t& most = used[size_t(tile_row * tiles_x + x / math::kTile)];
-      most = std::max(most, uint32_t(last[row * in.width + x]));
+  const int64_t tiles = int64_t(tiles_along(in.width)) * tiles_along(in.height);
+  std::vector<uint32_t> used(size_t(in.views * tiles), 0);  // -1 is then the largest
+  if (in.pixels)
+    for (int64_t t = 0; t < in.views * tiles; ++t)
+      for (int64_t i = in.pixel_offsets[t]; i < in.pixel_offsets[t + 1]; ++i)
+        used[size_t(t)] = std::max(used[size_t(t)], uint32_t(last[i]));
+  else
+    for (int64_t row = 0; row < in.views * in.height; ++row) {
+      const int64_t tile = tile_of_pixel(row * in.width, in.width, in.height);
+      for (int x = 0; x < in.width; ++x) {
+        uint32_t& most = used[size_t(tile + x / math::kTile)];
+        most = std::max(most, uint32_t(last[row * in.width + x]));
+      }
     }
-  }
   std::vector<int32_t> result(used.size());
   std::transform(used.begin(), used.end(), result.begin(), [](uint32_t n) { return std::max(int32_t(n), -1); });
   return result;
 }
 
+namespace {
+
+int64_t most_records(const std::vector<Group>& groups) {
+  int64_t most = 0;
+  for (const Group& g : groups) most = std::max(most, g.offset.back());
+  return most;
+}
+
+// Gradients of the geometry, and of few channels of values.
 template <class S>
-void blend_backward(const BlendInput<S>& in, const int32_t* used, const BlendGrads<S>& grads, const Threads& threads) {
+void geometry_backward(const BlendInput<S>& in, const int32_t* used, const BlendGrads<S>& grads, S* v_values,
+                       const Threads& threads) {
   const Kernels<S>& kernel = kernels().of<S>();
-  const int64_t tiles = int64_t(tiles_along(in.width)) * tiles_along(in.height), pixels = int64_t(in.width) * in.height;
-  const bool geometry = grads.v_means2d != nullptr;
-  if (grads.v_values) {
-    const int64_t rows = in.values_stride ? in.views * in.n : in.n;
-    std::fill_n(grads.v_values, rows * in.channels, S(0));
-  }
+  const int64_t tiles = int64_t(tiles_along(in.width)) * tiles_along(in.height);
   const int64_t longest = in.views * tiles > 0 ? *std::max_element(used, used + in.views * tiles) : 0;
-  const auto scratch = scratch_per_worker(threads, kernel.blend_backward_scratch(in.channels, longest));
+  const auto scratch = scratch_per_worker(threads, kernel.blend_backward_scratch(longest));
   const Memory packed = pack_views(in, threads);
-  const Memory moments = allocate(geometry ? in.n * int64_t(kMoments * sizeof(S)) : 0);
+  const Memory moments = allocate(in.n * int64_t(kMoments * sizeof(S)));
+  S* sums = static_cast<S*>(moments.get());
 
   for (int64_t view = 0; view < in.views; ++view) {
     BlendBackwardArgs<S> a{};
     a.forward = view_args(in, view);
     a.forward.packed = static_cast<Packed<S>*>(packed.get()) + view * in.n;
     a.used = used + view * tiles;
-    a.v_image = grads.v_image + view * pixels * in.channels, a.v_transmittance = grads.v_transmittance + view * pixels;
-    a.geometry = geometry, a.to_values = grads.v_values != nullptr;
-    a.record_size = (geometry ? kMoments : 0) + (a.to_values ? (in.channels + 3) / 4 * 4 : 0);
-    const ViewGrads<S> out{geometry ? static_cast<S*>(moments.get()) : nullptr,
-                           grads.v_values ? grads.v_values + view * in.values_stride : nullptr};
-    if (geometry) std::fill_n(out.moments, in.n * kMoments, S(0));
+    a.v_image = at_row(grads.v_image, in, view, in.channels);
+    a.v_transmittance = grads.v_transmittance + first_row(in, view);
+    a.to_values = v_values != nullptr;
+    a.record_size = kMoments + (a.to_values ? (in.channels + 3) / 4 * 4 : 0);
+    std::fill_n(sums, in.n * kMoments, S(0));
 
     const auto groups = make_groups(a.used, tiles, a.record_size * int64_t(sizeof(S)));
-    int64_t most = 0;
-    for (const Group& g : groups) most = std::max(most, g.offset.back());
-    const Memory records = allocate(most * a.record_size * int64_t(sizeof(S)));
+    const Memory records = allocate(most_records(groups) * a.record_size * int64_t(sizeof(S)));
     for (const Group& g : groups) {
       for_each_item(threads, g.begin, g.end, [&](int64_t tile, int worker) {
         BlendBackwardArgs<S> of_tile = a;
         of_tile.records = static_cast<S*>(records.get()) + g.offset[size_t(tile - g.begin)] * a.record_size;
         if (a.used[tile]) kernel.blend_backward_tile(of_tile, tile, scratch[size_t(worker)].get());
       });
+      const Records<S> of_group = {a.forward, g, a.used, static_cast<const S*>(records.get()), a.record_size};
+      const Sink<S> to_moments = {sums, kMoments, 0, kMoments};
       parallel_ranges(threads, in.n, 256, [&](int64_t begin, int64_t end) {
-        add_records(a, g, static_cast<const S*>(records.get()), out, begin, end);
+        if (v_values)
+          add_records(of_group, {to_moments, {v_values + view * in.values_stride, in.channels, kMoments, in.channels}},
+                      begin, end);
+        else
+          add_records(of_group, {to_moments}, begin, end);
       });
     }
-    if (geometry)
-      parallel_ranges(threads, in.n, 256, [&](int64_t begin, int64_t end) {
-        finish_geometry(in, out.moments, grads, view * in.n, begin, end);
-      });
+    parallel_ranges(threads, in.n, 256,
+                    [&](int64_t begin, int64_t end) { finish_geometry(in, sums, grads, view * in.n, begin, end); });
   }
+}
+
+// A window of channels of one view's lift.
+template <class S>
+void lift_window(const BlendInput<S>& in, const LiftArgs<S>& out, int64_t view, const LiftTileArgs<S>& a,
+                 const std::vector<Memory>& scratch, const Threads& threads) {
+  const Kernels<S>& kernel = kernels().of<S>();
+  const int64_t tiles = int64_t(tiles_along(in.width)) * tiles_along(in.height);
+  const int64_t first = a.first_channel, images = std::min(a.channels, in.channels - first);  // the rest: ones
+  const int64_t n = in.values_stride ? view * in.n : 0;
+  const auto groups = make_groups(a.used, tiles, a.record_size * int64_t(sizeof(S)));
+  const Memory records = allocate(most_records(groups) * a.record_size * int64_t(sizeof(S)));
+  std::vector<int32_t> written(size_t(tiles), 0);
+  for (const Group& g : groups) {
+    for_each_item(threads, g.begin, g.end, [&](int64_t tile, int worker) {
+      LiftTileArgs<S> of_tile = a;
+      of_tile.records = static_cast<S*>(records.get()) + g.offset[size_t(tile - g.begin)] * a.record_size;
+      if (a.used[tile]) written[size_t(tile)] = kernel.lift_tile(of_tile, tile, scratch[size_t(worker)].get());
+    });
+    const Records<S> of_group = {a.forward, g, written.data(), static_cast<const S*>(records.get()), a.record_size};
+    const Sink<S> to_sums = {out.sums + n * in.channels + first, in.channels, 0, images};
+    parallel_ranges(threads, in.n, 256, [&](int64_t begin, int64_t end) {
+      if (images < a.channels)
+        add_records(of_group, {to_sums, {out.total + n, 1, images, 1}}, begin, end);
+      else
+        add_records(of_group, {to_sums}, begin, end);
+    });
+  }
+}
+
+// used: how much of each tile's list to walk at most.
+template <class S>
+void lift(const BlendInput<S>& in, const int32_t* used, const LiftArgs<S>& out, const Threads& threads) {
+  const Kernels<S>& kernel = kernels().of<S>();
+  const int64_t tiles = int64_t(tiles_along(in.width)) * tiles_along(in.height);
+  const int64_t rows = in.values_stride ? in.views * in.n : in.n, channels = in.channels + (out.total ? 1 : 0);
+  const int64_t longest = in.views * tiles > 0 ? *std::max_element(used, used + in.views * tiles) : 0;
+  const int64_t fitting = kRecordBytes / (std::max<int64_t>(longest, 1) * int64_t(sizeof(S)));
+  const int64_t window = std::min(channels, std::max<int64_t>(fitting / kernel.lanes * kernel.lanes, kernel.lanes));
+  prefer_large_pages(out.sums, rows * in.channels * int64_t(sizeof(S)));
+  parallel_ranges(threads, rows, 256, [&](int64_t begin, int64_t end) {
+    std::fill(out.sums + begin * in.channels, out.sums + end * in.channels, S(0));
+    if (out.total) std::fill(out.total + begin, out.total + end, S(0));
+  });
+  const Memory packed = pack_views(in, threads);
+  const auto scratch = scratch_per_worker(threads, kernel.lift_scratch());
+  for (int64_t view = 0; view < in.views; ++view)
+    for (int64_t first = 0; first < channels; first += window) {
+      LiftTileArgs<S> a{};
+      a.forward = view_args(in, view);
+      a.forward.packed = static_cast<Packed<S>*>(packed.get()) + view * in.n;
+      a.used = used + view * tiles;
+      a.image = at_row(out.image, in, view, in.channels);
+      a.factors = out.factors ? out.factors + first_row(in, view) : nullptr;
+      a.first_channel = first, a.channels = std::min(window, channels - first);
+      a.record_size = (a.channels + kernel.lanes - 1) / kernel.lanes * kernel.lanes;
+      lift_window(in, out, view, a, scratch, threads);
+    }
+}
+
+}  // namespace
+
+template <class S>
+void lift(const BlendInput<S>& in, const LiftArgs<S>& out, const Threads& threads) {
+  const int64_t tiles = int64_t(tiles_along(in.width)) * tiles_along(in.height);
+  std::vector<int32_t> listed(size_t(in.views * tiles));
+  for (size_t t = 0; t < listed.size(); ++t) listed[t] = int32_t(in.tile_offsets[t + 1] - in.tile_offsets[t]);
+  lift(in, listed.data(), out, threads);
+}
+
+template <class S>
+void blend_backward(const BlendInput<S>& in, const int32_t* used, const BlendGrads<S>& grads, const Threads& threads) {
+  const bool geometry = grads.v_means2d != nullptr,
+             together = geometry && !is_wide(in.channels, in.storage, kWideBackward);
+  if (grads.v_values && together)
+    std::fill_n(grads.v_values, (in.values_stride ? in.views * in.n : in.n) * in.channels, S(0));
+  if (geometry) geometry_backward(in, used, grads, together ? grads.v_values : nullptr, threads);
+  if (grads.v_values && !together)
+    lift(in, used, LiftArgs<S>{grads.v_image, nullptr, grads.v_values, nullptr, true}, threads);
 }
 
 template <class S>
@@ -248,8 +382,10 @@ void ssim(SsimArgs<S> args, int64_t images, bool backward, const Threads& thread
   });
 }
 
-template void blend(const BlendInput<float>&, float*, float*, int32_t*, const Threads&);
-template void blend(const BlendInput<double>&, double*, double*, int32_t*, const Threads&);
+template void blend(const BlendInput<float>&, void*, float*, int32_t*, const Threads&);
+template void blend(const BlendInput<double>&, void*, double*, int32_t*, const Threads&);
+template void lift(const BlendInput<float>&, const LiftArgs<float>&, const Threads&);
+template void lift(const BlendInput<double>&, const LiftArgs<double>&, const Threads&);
 template void blend_backward(const BlendInput<float>&, const int32_t*, const BlendGrads<float>&, const Threads&);
 template void blend_backward(const BlendInput<double>&, const int32_t*, const BlendGrads<double>&, const Threads&);
 template std::vector<int32_t> used_lists(const BlendInput<float>&, const int32_t*);

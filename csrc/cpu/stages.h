@@ -42,9 +42,10 @@ class Binning {
   int64_t total_ = 0;
 };
 
-// last: [B,H,W], how much of its tile's list lies before the end of what each pixel blended.
+// image: rows of [C] in the input's storage; transmittance: rows; last: rows, how much of its tile's list lies before
+// the end of what each pixel blended.
 template <class S>
-void blend(const BlendInput<S>& in, S* image, S* transmittance, int32_t* last, const Threads& threads);
+void blend(const BlendInput<S>& in, void* image, S* transmittance, int32_t* last, const Threads& threads);
 
 // How much of each tile's list any of its pixels blended, [B·tiles]; -1 where `last` holds a negative number.
 template <class S>
@@ -52,6 +53,9 @@ std::vector<int32_t> used_lists(const BlendInput<S>& in, const int32_t* last);
 
 template <class S>
 void blend_backward(const BlendInput<S>& in, const int32_t* used, const BlendGrads<S>& grads, const Threads& threads);
+
+template <class S>
+void lift(const BlendInput<S>& in, const LiftArgs<S>& a, const Threads& threads);
 
 template <class S>
 void ssim(SsimArgs<S> args, int64_t images, bool backward, const Threads& threads);

@@ -71,18 +71,24 @@ struct Cuda {
   }
 
   template <class S>
-  static void blend(const Blend& b, const BlendInput<S>& in, S* image, S* transmittance, int32_t* last) {
-    Scratch scratch(b.means2d);
-    run("blend", b.means2d,
+  static void blend(const Splats& s, const BlendInput<S>& in, void* image, S* transmittance, int32_t* last) {
+    Scratch scratch(s.means2d);
+    run("blend", s.means2d,
         [&](cudaStream_t stream) { return cuda::blend(in, image, transmittance, last, scratch, stream); });
   }
 
   template <class S>
-  static void blend_backward(const Blend& b, const BlendInput<S>& in, const S* transmittance, const int32_t* last,
+  static void blend_backward(const Splats& s, const BlendInput<S>& in, const S* transmittance, const int32_t* last,
                              const BlendGrads<S>& grads) {
-    Scratch scratch(b.means2d);
-    run("blend_backward", b.means2d,
+    Scratch scratch(s.means2d);
+    run("blend_backward", s.means2d,
         [&](cudaStream_t stream) { return cuda::blend_backward(in, transmittance, last, grads, scratch, stream); });
+  }
+
+  template <class S>
+  static void lift(const Splats& s, const BlendInput<S>& in, const LiftArgs<S>& a) {
+    Scratch scratch(s.means2d);
+    run("lift", s.means2d, [&](cudaStream_t stream) { return cuda::lift(in, a, scratch, stream); });
   }
 
   template <class S>
@@ -113,6 +119,7 @@ STABLE_TORCH_LIBRARY_IMPL(gsfields, CUDA, m) {
   m.impl("bin_tiles", TORCH_BOX(&gsfields::bin_tiles<gsfields::Cuda>));
   m.impl("blend", TORCH_BOX(&gsfields::blend<gsfields::Cuda>));
   m.impl("blend_backward", TORCH_BOX(&gsfields::blend_backward<gsfields::Cuda>));
+  m.impl("lift", TORCH_BOX(&gsfields::lift<gsfields::Cuda>));
   m.impl("ssim", TORCH_BOX(&gsfields::ssim<gsfields::Cuda>));
   m.impl("ssim_backward", TORCH_BOX(&gsfields::ssim_backward<gsfields::Cuda>));
 }

@@ -1,125 +1,111 @@
 // The backward pass of the blend on the GPU: a block takes one tile, a thread one pixel, from back to front. A warp
 // sums what its pixels owe to a Gaussian before it is added to memory: moments (csrc/math/blend.h), from which the
-// gradients of the geometry follow at the end, and dL/dvalues.
+// gradients of the geometry follow at the end, and with few channels also dL/dvalues. Else these are a lift of
+// dL/dimage.
+#include "dispatch.h"
 #include "kernels.h"
-#include "tile.h"
+#include "sums.h"
+#include "walk.h"
 
 namespace gsfields::cuda {
 namespace {
 
 using math::kMoments;
 
-// What comes from the forward pass and from the loss, and where sums go. Null where not asked for.
+// What comes from the forward pass and from the loss, by rows of the image, and where sums go.
 template <class S>
 struct Backward {
-  const S* transmittance;              // [B,H,W]
-  const int32_t* last;                 // [B,H,W]
-  const S *v_image, *v_transmittance;  // [B,H,W,C] [B,H,W]
-  S* moments;                          // [B,N,kMoments]
-  S* v_values;                         // as values
+  const S* transmittance;
+  const int32_t* last;
+  const void* v_image;  // rows of [C]
+  const S* v_transmittance;
+  Rows<S> moments;
+  Records<S> records;  // of the moments; then v_values must be null
+  S* v_values;         // as values, or null
 };
 
 // A pixel on its way from back to front: `behind` as in math::pair_gradient(), T behind the next Gaussian.
 template <class S>
-struct Pixel {
+struct BackPixel {
   S x, y, T, behind;
   int32_t last;
-  const S* v_image;  // [C]; null outside the image
 };
 
 template <class S>
-__device__ Pixel<S> start_pixel(const BlendInput<S>& in, const Backward<S>& b, const Tile& tile) {
-  const int x = tile.x0 + tile_x(), y = tile.y0 + tile_y();
-  Pixel<S> p = {S(x) + S(0.5), S(y) + S(0.5), 1, 0, 0, nullptr};
-  if (x >= in.width || y >= in.height) return p;
-  const int64_t at = (int64_t(tile.view) * in.height + y) * in.width + x;
-  p.T = b.transmittance[at], p.last = math::min(b.last[at], tile.listed);
-  p.v_image = b.v_image + at * in.channels;
-  if (!b.moments) return p;
-  S v_T = b.v_transmittance[at];
+__device__ S load_v_image(const BlendInput<S>& in, const Backward<S>& b, int64_t row, int64_t channel) {
+  if (row < 0 || channel >= in.channels) return 0;
+  return math::load_as<S>(b.v_image, row * in.channels + channel, in.storage);
+}
+
+template <class S>
+__device__ BackPixel<S> start_back(const BlendInput<S>& in, const Backward<S>& b, const Tile& tile, int64_t row,
+                                   Box<S>* boxes) {
+  const Centre<S> centre = find_pixel(in, tile, row, boxes);
+  BackPixel<S> p = {centre.x, centre.y, 1, 0, 0};
+  if (row < 0) return p;
+  p.T = b.transmittance[row], p.last = math::min(b.last[row], tile.listed);
+  S v_T = b.v_transmittance[row];
   if (in.background) {
     const S* background = in.background + tile.view * in.background_stride;
-    for (int64_t c = 0; c < in.channels; ++c) v_T += background[c] * p.v_image[c];
+    for (int64_t c = 0; c < in.channels; ++c) v_T += background[c] * load_v_image(in, b, row, c);
   }
   p.behind = p.T * v_T;
   return p;
 }
 
-// The largest of the values that the warps give.
-__device__ inline int block_max(int value) {
-  GSF_SHARED(int, of_warp, [kPatches]);
-  if (lane_id() == 0) of_warp[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  for (int warp = 0; warp < kPatches; ++warp) value = math::max(value, of_warp[warp]);
-  return value;
-}
-
 // alpha of the pair if the pixel blended it, else 0.
 template <class S>
-__device__ S blended_alpha(const Pixel<S>& p, const math::PixelSplat<S>& splat, int position) {
+__device__ S blended_alpha(const BackPixel<S>& p, const math::PixelSplat<S>& splat, int position) {
   const S scaled = math::scaled_exponent(splat, p.x - splat.x, p.y - splat.y);
   const S alpha = math::pair_alpha(splat, scaled, falloff(scaled));
   return position < p.last ? alpha : S(0);
 }
 
-// Steps over a Gaussian of positive alpha: its weight, and its moments if there is room for them.
+// Steps over a Gaussian of positive alpha: its moments and its weight.
 template <class S>
-__device__ S step_over(Pixel<S>& p, const math::PixelSplat<S>& splat, S alpha, S s, S* moments) {
+__device__ S step_over(BackPixel<S>& p, const math::PixelSplat<S>& splat, S alpha, S s, S* moments) {
   const S inverse = reciprocal(1 - alpha);
   p.T *= inverse;
-  const S weight = alpha * p.T;
-  if (moments) {
-    const S q = math::pair_gradient<S>(alpha, inverse, p.T, s, p.behind);
-    p.behind += weight * s;
-    math::pair_moments(splat, p.x - splat.x, p.y - splat.y, q, moments);
-  }
+  const S weight = alpha * p.T, q = math::pair_gradient<S>(alpha, inverse, p.T, s, p.behind);
+  p.behind += weight * s;
+  math::pair_moments(splat, p.x - splat.x, p.y - splat.y, q, moments);
   return weight;
-}
-
-// Takes the last of the Gaussians left: its number in the batch.
-__device__ inline int pop_last(unsigned& left, int group) {
-  const int bit = kWarp - 1 - __clz(int(left));
-  left ^= 1u << bit;
-  return group + bit;
 }
 
 // ---- few channels --------------------------------------------------------------------------------------------------
 
 // All channels in registers: one sum over the warp holds the moments and dL/dvalues. channels <= C.
-template <class S, int C, bool kGeometry>
+template <class S, int C>
 __global__ void __launch_bounds__(kTilePixels, resident_blocks<S>(kBlendBackwardBlocks, C, kTilePixels))
     blend_backward_kernel(const BlendInput<S> in, const Packed<S>* packed, const Backward<S> b) {
   using Values = BatchValues<S, C>;
-  constexpr int kSums = (kGeometry ? kMoments : 0) + C, kFirstValue = kSums - C;
+  constexpr int kSums = kMoments + C;
   GSF_SHARED(BatchSplat<S>, splats, [kTilePixels]);
   GSF_SHARED(Candidate<S>, candidates, [kTilePixels]);
+  GSF_SHARED(Box<S>, boxes, [kPatches]);
   GSF_SHARED(Values, values, [kTilePixels]);
+  const Batch<S> batch = {splats, candidates, boxes};
   const Tile tile = locate(in, blockIdx.x);
-  Pixel<S> p = start_pixel(in, b, tile);
-  S v_image[C];
-#pragma unroll
-  for (int c = 0; c < C; ++c) v_image[c] = p.v_image && c < in.channels ? p.v_image[c] : S(0);
-  const int warp_last = warp_max(p.last), used = block_max(warp_last);
+  if (!wants(b.records, tile)) return;
 
   // The sum that this lane receives, and where it goes: sums[id * stride].
   const int index = scattered_index<kSums>(lane_id());
   S* sums = nullptr;
   int stride = kMoments;
-  if (kGeometry && index >= 0 && index < kFirstValue)
-    sums = b.moments + tile.view * in.n * kMoments + index;
-  else if (b.v_values && index >= kFirstValue && index - kFirstValue < in.channels)
-    sums = b.v_values + tile.view * in.values_stride + (index - kFirstValue), stride = int(in.channels);
+  if (index >= 0 && index < kMoments)
+    sums = b.moments.sums + tile.view * in.n * kMoments + index;
+  else if (b.v_values && index >= kMoments && index - kMoments < in.channels)
+    sums = b.v_values + tile.view * in.values_stride + (index - kMoments), stride = int(in.channels);
 
-  for (int first = (used - 1) / kTilePixels * kTilePixels; first >= 0 && used > 0; first -= kTilePixels) {
-    const int count = math::min(kTilePixels, used - first);
-    __syncthreads();  // all have left the batch before
-    load_batch(in, packed, tile, first, count, splats, candidates);
-    if (kGeometry) load_values(in, tile, 0, count, candidates, values);
-    __syncthreads();
-    const int reached = math::min(count, warp_last - first);  // of the batch, by this warp
-    for (int group = (reached - 1) / kWarp * kWarp; group >= 0 && reached > 0; group -= kWarp)
+  for (int round = 0; round < count_rounds(in, tile.index); ++round) {
+    const int64_t row = find_row(in, tile, round);
+    BackPixel<S> p = start_back(in, b, tile, row, boxes);
+    S v_image[C];
+#pragma unroll
+    for (int c = 0; c < C; ++c) v_image[c] = load_v_image(in, b, row, c);
+    const auto visit = [&](unsigned left, int group, int first) {
 #pragma unroll 1
-      for (unsigned left = reaching_patch(p.x, p.y, group, reached, splats, candidates); left;) {
+      while (left) {
         const int k = pop_last(left, group);
         const S alpha = blended_alpha(p, splats[k], first + k);
         if (!__any_sync(kFullWarp, alpha > 0)) continue;
@@ -127,53 +113,49 @@ __global__ void __launch_bounds__(kTilePixels, resident_blocks<S>(kBlendBackward
         if (alpha > 0) {
           S s = 0;
 #pragma unroll
-          for (int c = 0; c < C && kGeometry; ++c) s += values[k].v[c] * v_image[c];
-          const S weight = step_over(p, splats[k], alpha, s, kGeometry ? owed : nullptr);
+          for (int c = 0; c < C; ++c) s += values[k].v[c] * v_image[c];
+          const S weight = step_over(p, splats[k], alpha, s, owed);
 #pragma unroll
-          for (int c = 0; c < C; ++c) owed[kFirstValue + c] = weight * v_image[c];
+          for (int c = 0; c < C; ++c) owed[kMoments + c] = weight * v_image[c];
         }
         const S sum = reduce_scatter(owed);
-        if (sums) atomicAdd(sums + int64_t(candidates[k].id) * stride, sum);
+        if (!sums) continue;
+        if (b.records.sums)
+          add_to_record(b.records, tile, first + k, index, sum);
+        else
+          atomicAdd(sums + int64_t(candidates[k].id) * stride, sum);
       }
+    };
+    back_to_front(
+        in, packed, tile, batch, find_used(p.last), [&](int count) { load_values(in, tile, 0, count, batch, values); },
+        visit);
   }
 }
 
 // ---- many channels -------------------------------------------------------------------------------------------------
 
-// Channels [channel, channel + C) of dL/dpixel, zeros beyond the last and outside the image.
-template <int C, class S>
-__device__ void load_v_image(const BlendInput<S>& in, const Pixel<S>& p, int channel, S* v_image) {
-#pragma unroll
-  for (int c = 0; c < C; ++c) v_image[c] = p.v_image && channel + c < in.channels ? p.v_image[channel + c] : S(0);
-}
-
-// Any number of channels: a warp takes some Gaussians together, walks once through the channels for their s and once
-// more for dL/dvalues.
-template <class S, bool kGeometry>
+// The moments for any number of channels: a warp takes some Gaussians together and walks through the channels for
+// their s.
+template <class S>
 __global__ void __launch_bounds__(kTilePixels, 1)
-    blend_backward_many_kernel(const BlendInput<S> in, const Packed<S>* packed, const Backward<S> b) {
+    moments_kernel(const BlendInput<S> in, const Packed<S>* packed, const Backward<S> b) {
   constexpr int G = kManyGaussians, C = kManyChannels;
   GSF_SHARED(BatchSplat<S>, splats, [kTilePixels]);
   GSF_SHARED(Candidate<S>, candidates, [kTilePixels]);
+  GSF_SHARED(Box<S>, boxes, [kPatches]);
+  const Batch<S> batch = {splats, candidates, boxes};
   const Tile tile = locate(in, blockIdx.x);
-  const int channels = int(in.channels);
-  Pixel<S> p = start_pixel(in, b, tile);
-  const int warp_last = warp_max(p.last), used = block_max(warp_last);
-  const int moment = scattered_index<kMoments>(lane_id()), value = scattered_index<C>(lane_id());
-  S* moments = kGeometry ? b.moments + tile.view * in.n * kMoments : nullptr;
-  S* v_values = b.v_values ? b.v_values + tile.view * in.values_stride : nullptr;
-  const S* values = in.values + tile.view * in.values_stride;
+  if (!wants(b.records, tile)) return;
+  const int channels = int(in.channels), moment = scattered_index<kMoments>(lane_id());
+  S* moments = b.moments.sums + tile.view * in.n * kMoments + moment;
 
-  for (int first = (used - 1) / kTilePixels * kTilePixels; first >= 0 && used > 0; first -= kTilePixels) {
-    const int count = math::min(kTilePixels, used - first);
-    __syncthreads();
-    load_batch(in, packed, tile, first, count, splats, candidates);
-    __syncthreads();
-    const int reached = math::min(count, warp_last - first);
-    for (int group = (reached - 1) / kWarp * kWarp; group >= 0 && reached > 0; group -= kWarp)
+  for (int round = 0; round < count_rounds(in, tile.index); ++round) {
+    const int64_t row = find_row(in, tile, round);
+    BackPixel<S> p = start_back(in, b, tile, row, boxes);
+    const auto visit = [&](unsigned left, int group, int first) {
 #pragma unroll 1
-      for (unsigned left = reaching_patch(p.x, p.y, group, reached, splats, candidates); left;) {
-        int taken[G];  // numbers in the batch, -1 where none was left
+      while (left) {
+        int taken[G];  // places in the batch, -1 where none was left
         S alpha[G], s[G], v_image[C];
 #pragma unroll
         for (int g = 0; g < G; ++g) {
@@ -184,41 +166,34 @@ __global__ void __launch_bounds__(kTilePixels, 1)
             if (__any_sync(kFullWarp, alpha[g] > 0)) taken[g] = k;
           }
         }
-        for (int channel = 0; channel < channels && kGeometry; channel += C) {
-          load_v_image<C>(in, p, channel, v_image);
+        for (int channel = 0; channel < channels; channel += C) {
+#pragma unroll
+          for (int c = 0; c < C; ++c) v_image[c] = load_v_image(in, b, row, channel + c);
 #pragma unroll
           for (int g = 0; g < G; ++g) {
             if (taken[g] < 0) continue;
-            const S* of_gaussian = values + int64_t(candidates[taken[g]].id) * channels + channel;
+            const int64_t from = tile.view * in.values_stride + int64_t(candidates[taken[g]].id) * channels + channel;
 #pragma unroll
             for (int c = 0; c < C; ++c)
-              if (channel + c < channels && alpha[g] > 0) s[g] += of_gaussian[c] * v_image[c];
+              if (channel + c < channels && alpha[g] > 0)
+                s[g] += math::load_as<S>(in.values, from + c, in.storage) * v_image[c];
           }
         }
 #pragma unroll
         for (int g = 0; g < G; ++g) {
           if (taken[g] < 0) continue;
           S owed[kMoments] = {};
-          // From here on alpha[g] is the weight.
-          if (alpha[g] > 0) alpha[g] = step_over(p, splats[taken[g]], alpha[g], s[g], kGeometry ? owed : nullptr);
-          if (!kGeometry) continue;
+          if (alpha[g] > 0) step_over(p, splats[taken[g]], alpha[g], s[g], owed);
           const S sum = reduce_scatter(owed);
-          if (moment >= 0) atomicAdd(moments + int64_t(candidates[taken[g]].id) * kMoments + moment, sum);
-        }
-        for (int channel = 0; channel < channels && v_values; channel += C) {
-          load_v_image<C>(in, p, channel, v_image);
-#pragma unroll
-          for (int g = 0; g < G; ++g) {
-            if (taken[g] < 0) continue;
-            S owed[C];
-#pragma unroll
-            for (int c = 0; c < C; ++c) owed[c] = alpha[g] > 0 ? alpha[g] * v_image[c] : S(0);
-            const S sum = reduce_scatter(owed);
-            if (value >= 0 && channel + value < channels)
-              atomicAdd(v_values + int64_t(candidates[taken[g]].id) * channels + channel + value, sum);
-          }
+          if (moment < 0) continue;
+          if (b.records.sums)
+            add_to_record(b.records, tile, first + taken[g], moment, sum);
+          else
+            atomicAdd(moments + int64_t(candidates[taken[g]].id) * kMoments, sum);
         }
       }
+    };
+    back_to_front(in, packed, tile, batch, find_used(p.last), [](int) {}, visit);
   }
 }
 
@@ -234,15 +209,41 @@ __global__ void __launch_bounds__(kPackBlock)
                                grads.absgrad ? grads.absgrad + 2 * i : nullptr);
 }
 
-template <class S, bool kGeometry>
-cudaError_t launch(const BlendInput<S>& in, const Packed<S>* packed, const Backward<S>& b, cudaStream_t stream) {
+// The moments, and dL/dvalues too where b.v_values has room for them.
+template <class S>
+cudaError_t add_moments(const BlendInput<S>& in, const Packed<S>* packed, const Backward<S>& b, cudaStream_t stream) {
   const int64_t tiles = count_tiles(in.views, in.width, in.height);
   if (in.channels > ChannelCounts<S>::most)
-    return GSF_LAUNCH((blend_backward_many_kernel<S, kGeometry>), tiles, kTilePixels, stream, in, packed, b);
+    return GSF_LAUNCH((moments_kernel<S>), tiles, kTilePixels, stream, in, packed, b);
   return pick_channels<S>(in.channels, [&](auto count) {
     [[maybe_unused]] constexpr int C = decltype(count)::value;
-    return GSF_LAUNCH((blend_backward_kernel<S, C, kGeometry>), tiles, kTilePixels, stream, in, packed, b);
+    return GSF_LAUNCH((blend_backward_kernel<S, C>), tiles, kTilePixels, stream, in, packed, b);
   });
+}
+
+cudaError_t add_moments_wide(const BlendInput<float>& in, const Packed<float>* packed, const Backward<float>& b,
+                             cudaStream_t stream) {
+  const WideUpstream upstream = {b.transmittance, b.last, b.v_image, b.v_transmittance};
+  const Records<float>& r = b.records;
+  return wide_geometry(
+      in, packed, upstream,
+      {r.sums ? r.sums : b.moments.sums, nullptr, kMoments, 0, in.channels, r.sums != nullptr, r.first_pair, r.pairs},
+      stream);
+}
+
+// b.moments and b.v_values are zeros.
+template <class S>
+cudaError_t sum_moments(const BlendInput<S>& in, const Packed<S>* packed, Backward<S> b, bool deterministic,
+                        const Allocate& allocate, cudaStream_t stream) {
+  const bool wide = takes_wide(in);
+  const auto add = [&](const Records<S>& records, int64_t) {
+    b.records = records;
+    if constexpr (sizeof(S) == sizeof(float))
+      if (wide) return add_moments_wide(in, packed, b, stream);
+    return add_moments(in, packed, b, stream);
+  };
+  if (!deterministic) return add({}, 0);
+  return sum_in_order<S>(in, b.moments, {wide ? 1 : kPatches, kMoments}, add, allocate, stream);
 }
 
 }  // namespace
@@ -250,18 +251,29 @@ cudaError_t launch(const BlendInput<S>& in, const Packed<S>* packed, const Backw
 template <class S>
 cudaError_t blend_backward(const BlendInput<S>& in, const S* transmittance, const int32_t* last,
                            const BlendGrads<S>& grads, const Allocate& allocate, cudaStream_t stream) {
-  const int64_t splats = in.views * in.n, rows = in.values_stride ? splats : in.n;
-  Backward<S> b = {transmittance, last, grads.v_image, grads.v_transmittance, nullptr, grads.v_values};
-  if (b.v_values) GSF_STEP(zero(b.v_values, rows * in.channels, stream));
-  if (grads.v_means2d) {
-    b.moments = allocate_array<S>(allocate, splats * kMoments);
-    GSF_STEP(zero(b.moments, splats * kMoments, stream));
-  }
+  const int64_t splats = in.views * in.n;
+  const bool geometry = grads.v_means2d;
+  const bool together =
+      geometry && grads.v_values && in.channels <= ChannelCounts<S>::most && !takes_wide(in) && !grads.deterministic;
   auto* packed = allocate_array<Packed<S>>(allocate, splats);
   GSF_STEP(pack(in, packed, stream));
-  GSF_STEP(b.moments ? launch<S, true>(in, packed, b, stream) : launch<S, false>(in, packed, b, stream));
-  if (!b.moments) return cudaSuccess;
-  return GSF_LAUNCH(geometry_kernel, blocks_for(splats, kPackBlock), kPackBlock, stream, in, b.moments, grads);
+  if (geometry) {
+    auto* moments = allocate_array<S>(allocate, splats * kMoments);
+    GSF_STEP(zero(moments, splats * kMoments, stream));
+    if (together) GSF_STEP(zero(grads.v_values, (in.values_stride ? splats : in.n) * in.channels, stream));
+    const Backward<S> b = {transmittance,
+                           last,
+                           grads.v_image,
+                           grads.v_transmittance,
+                           {moments, nullptr, kMoments, true},
+                           {},
+                           together ? grads.v_values : nullptr};
+    GSF_STEP(sum_moments(in, packed, b, grads.deterministic, allocate, stream));
+    GSF_STEP(GSF_LAUNCH(geometry_kernel, blocks_for(splats, kPackBlock), kPackBlock, stream, in, moments, grads));
+  }
+  if (!grads.v_values || together) return cudaSuccess;
+  const LiftArgs<S> to_values = {grads.v_image, nullptr, grads.v_values, nullptr, grads.deterministic};
+  return lift_packed(in, packed, to_values, allocate, stream);
 }
 
 template cudaError_t blend_backward(const BlendInput<float>&, const float*, const int32_t*, const BlendGrads<float>&,

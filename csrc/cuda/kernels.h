@@ -46,15 +46,21 @@ template <class S>
 cudaError_t bin(const BinInput<S>& in, int64_t* tile_offsets, const std::function<int32_t*(int64_t pairs)>& make_ids,
                 const Allocate& allocate, cudaStream_t stream);
 
-// last: [B,H,W], for each pixel how much of its tile's list lies before the end of what it blended.
+// image: rows of [C] in the input's storage; transmittance: rows; last: rows, for each pixel how much of its tile's
+// list lies before the end of what it blended.
 template <class S>
-cudaError_t blend(const BlendInput<S>& in, S* image, S* transmittance, int32_t* last, const Allocate& allocate,
+cudaError_t blend(const BlendInput<S>& in, void* image, S* transmittance, int32_t* last, const Allocate& allocate,
                   cudaStream_t stream);
 
-// Sums over pixels and tiles are atomic: their order, and so the last bits, vary from run to run.
+// Unless grads.deterministic, sums over pixels and tiles are atomic: their order, and so the last bits, vary from run
+// to run.
 template <class S>
 cudaError_t blend_backward(const BlendInput<S>& in, const S* transmittance, const int32_t* last,
                            const BlendGrads<S>& grads, const Allocate& allocate, cudaStream_t stream);
+
+// The same holds for a.deterministic.
+template <class S>
+cudaError_t lift(const BlendInput<S>& in, const LiftArgs<S>& a, const Allocate& allocate, cudaStream_t stream);
 
 // a.image1 and the rest: [images,H,W,C].
 template <class S>

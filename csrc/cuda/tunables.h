@@ -42,8 +42,30 @@ constexpr int resident_blocks(int wanted, int channels, int threads) {
   return sizeof(S) == 4 && channels <= 4 ? (wanted < most ? wanted : most) : 1;
 }
 
-// The backward pass over more channels than registers hold: Gaussians that a warp takes together, and channels at a
-// time.
+// The same for a lift in float, of up to four columns and of more.
+template <class S>
+constexpr int resident_lifts(int columns) {
+  return sizeof(S) == 4 ? (columns <= 4 ? 4 : 3) : 1;
+}
+
+// From so many channels on, blends in float are products of matrices on tensor cores. Not measured on a GPU.
+constexpr int kWideChannels = 16;
+
+// The gradients of the geometry over more channels than registers hold: Gaussians that a warp takes together, and
+// channels at a time.
 constexpr int kManyGaussians = 8, kManyChannels = 8;
+
+// Sums in a fixed order: threads per block, and memory for the records that are summed at a time. Scenes under the
+// emulator are small, but shall have several parts.
+constexpr int kSumsBlock = 256;
+#if defined(GSF_EMULATOR)
+constexpr int kRecordBytes = 64 << 10;
+#else
+constexpr int kRecordBytes = 64 << 20;
+#endif
+static_assert(is_block_size(kSumsBlock));
+
+// Channels of such a record where products of matrices make it.
+constexpr int kWideRecord = 128;
 
 }  // namespace gsfields::cuda

@@ -16,12 +16,12 @@ def gpu_problem() -> str | None:
 
 def cuda_problem() -> str | None:
     """Why the CUDA kernels cannot be measured here, or None."""
-    from gsfields import ops
+    from gsfields.ops.library import CUDA_LIBRARY
 
     if (problem := gpu_problem()) is not None:
         return problem
-    if not ops._CUDA_LIBRARY.exists():
-        return f"the CUDA kernels are not built ({ops._CUDA_LIBRARY.name} is missing): GSFIELDS_CUDA=1 builds them"
+    if not CUDA_LIBRARY.exists():
+        return f"the CUDA kernels are not built ({CUDA_LIBRARY.name} is missing): GSFIELDS_CUDA=1 builds them"
     return None
 
 

@@ -17,7 +17,7 @@ from gsfields.config import DensifyConfig
 from gsfields.fit.parameters import Parameters
 
 if TYPE_CHECKING:
-    from gsfields.rendering import Plan
+    from gsfields.plans import Plan
 
 _SPLIT_SHRINK = 1.6  # 3DGS: the two halves of a split Gaussian have its scales divided by 0.8 x 2
 _MAX_COPIES = 51  # 3DGS-MCMC evaluates its binomial sum up to this many Gaussians in one place

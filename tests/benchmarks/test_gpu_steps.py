@@ -48,15 +48,16 @@ def test_the_sentence_says_what_is_missing(monkeypatch, version, cuda, sentence)
 
 
 def test_all_steps_run_in_order_and_a_failed_build_ends_them(monkeypatch, capsys):
-    outcomes = {"build": True, "test": False, "sanitize": True, "bench": True}
+    outcomes = {"build": True, "test": False, "sanitize": True, "bench": True, "channels": True}
     monkeypatch.setattr(steps, "take", lambda name: Verdict(outcomes[name], f"{name} figures"))
     assert command.main([]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-4:] == [
+    assert lines[-5:] == [
         "gpu-build: PASS build figures",
         "gpu-test: FAIL test figures",
         "gpu-sanitize: PASS sanitize figures",
         "gpu-bench: PASS bench figures",
+        "gpu-channels: PASS channels figures",
     ]
     outcomes["build"] = False
     assert command.main([]) == 1

@@ -185,21 +185,13 @@ void bin(const Size& s, Forward<S>& out, const Threads& workers) {
 template <class S>
 BlendInput<S> blend_input(const Scene<S>& scene, const Forward<S>& f) {
   const Size& s = scene.size;
-  return {s.n,
-          s.views,
-          s.channels,
-          0,
-          s.channels,
-          scene.values.get(),
-          f.means2d.get(),
-          f.conics.get(),
-          f.opacities2d.get(),
-          scene.background.get(),
-          f.ids->get(),
-          f.offsets.get()[Forward<S>::tiles(s)],
-          f.offsets.get(),
-          s.width,
-          s.height};
+  BlendInput<S> in{};
+  in.n = s.n, in.views = s.views, in.channels = s.channels, in.background_stride = s.channels;
+  in.values = scene.values.get(), in.background = scene.background.get();
+  in.means2d = f.means2d.get(), in.conics = f.conics.get(), in.opacities = f.opacities2d.get();
+  in.ids = f.ids->get(), in.pairs = f.offsets.get()[Forward<S>::tiles(s)], in.tile_offsets = f.offsets.get();
+  in.width = s.width, in.height = s.height, in.rows = s.views * s.width * s.height;
+  return in;
 }
 
 template <class S>
@@ -235,7 +227,7 @@ struct Backward {
     rng.fill(v_image, -1, 1), rng.fill(v_transmittance, -1, 1), rng.fill(v_depths, -1, 1);
     blend_backward(blend_input(scene, f), used_lists(blend_input(scene, f), f.last.get()).data(),
                    {v_image.get(), v_transmittance.get(), v_values.get(), v_means2d.get(), v_conics.get(),
-                    v_opacities2d.get(), absgrad.get()},
+                    v_opacities2d.get(), absgrad.get(), true},
                    workers);
     const ProjectBackwardArgs<S> args{project_args(scene, f), v_means2d.get(), v_depths.get(), v_conics.get(),
                                       v_opacities2d.get(),    v_means.get(),   v_quats.get(),  v_scales.get(),

@@ -109,6 +109,99 @@ void test_pipeline(const Size& size, const std::string& where) {
   check(naive.close_calls * 20 <= size.views * size.width * size.height + 20, what + "too many close calls to compare");
 }
 
+// A lift is the gradient of the values, and the weights alone that of a channel of ones.
+template <class S>
+void test_lift(const Size& size, const std::string& where) {
+  const Scene<S> scene(size, uint64_t(size.n * 7 + size.width));
+  const Forward<S> f = forward(scene, threads(2));
+  const Backward<S> grads(scene, f, threads(2));
+  Array<S> factors(f.transmittance.size()), sums(size.n * size.channels), total(size.n), again(sums.size());
+  std::fill(factors.begin(), factors.end(), S(2));
+  const BlendInput<S> in = blend_input(scene, f);
+  lift(in, {grads.v_image.get(), factors.get(), sums.get(), total.get(), true}, threads(1));
+  lift(in, {grads.v_image.get(), factors.get(), again.get(), nullptr, true}, threads(3));
+  const std::string what = where + "lift, " + size.name();
+  check(std::equal(sums.begin(), sums.end(), again.begin()), what + ": differs between 1 and 3 threads");
+  Array<double> twice(sums.size());
+  for (int64_t i = 0; i < sums.size(); ++i) twice[i] = 2 * double(grads.v_values[i]);
+  check(error(sums, twice) < (sizeof(S) == 4 ? 1e-5 : 1e-12), what);
+  double weights = 0, shares = 0;
+  for (int64_t i = 0; i < size.n; ++i) weights += total[i];
+  for (int64_t i = 0; i < f.transmittance.size(); ++i) shares += 2 * (1 - double(f.transmittance[i]));
+  check(std::abs(weights - shares) < (sizeof(S) == 4 ? 1e-4 : 1e-10) * (1 + shares), what + ": total");
+}
+
+// Some pixels of every tile, one of them many times, give the rows of the whole image; and so do their gradients.
+template <class S>
+void test_sampled_pixels(const Size& size, const std::string& where) {
+  const Scene<S> scene(size, uint64_t(size.n * 5 + size.width));
+  const Forward<S> f = forward(scene, threads(2));
+  Random rng{std::mt19937_64(3)};
+  const int64_t tiles = Forward<S>::tiles(size), area = int64_t(size.width) * size.height;
+  std::vector<std::vector<int64_t>> of_tile{size_t(tiles)};
+  for (int64_t pixel = 0; pixel < size.views * area; ++pixel) {
+    const int64_t times = pixel == area / 2 ? 700 : int64_t(rng.uniform(0, 1) < 0.1);
+    auto& list = of_tile[size_t(tile_of_pixel(pixel, size.width, size.height))];
+    list.insert(list.end(), size_t(times), pixel);
+  }
+  Array<int64_t> offsets(tiles + 1);
+  offsets[0] = 0;
+  for (int64_t t = 0; t < tiles; ++t) offsets[t + 1] = offsets[t] + int64_t(of_tile[size_t(t)].size());
+  Array<int64_t> pixels(offsets[tiles]);
+  for (int64_t t = 0; t < tiles; ++t)
+    std::copy(of_tile[size_t(t)].begin(), of_tile[size_t(t)].end(), &pixels[offsets[t]]);
+  BlendInput<S> in = blend_input(scene, f);
+  in.rows = pixels.size(), in.pixels = pixels.get(), in.pixel_offsets = offsets.get();
+  const int64_t C = size.channels;
+  Array<S> image(in.rows * C), transmittance(in.rows), v_values(scene.values.size()), v_T(in.rows);
+  Array<S> v_means2d(f.means2d.size()), v_conics(f.conics.size()), v_opacities(f.opacities2d.size());
+  Array<int32_t> last(in.rows);
+  blend(in, image.get(), transmittance.get(), last.get(), threads(2));
+  double worst = 0;
+  for (int64_t i = 0; i < in.rows; ++i)
+    for (int64_t c = 0; c < C; ++c)
+      worst = std::max(worst, std::abs(double(image[i * C + c]) - double(f.image[pixels[i] * C + c])));
+  check(worst < (sizeof(S) == 4 ? 1e-5 : 1e-12), where + "sampled pixels, " + size.name());
+  std::fill(v_T.begin(), v_T.end(), S(1));
+  blend_backward(
+      in, used_lists(in, last.get()).data(),
+      {image.get(), v_T.get(), v_values.get(), v_means2d.get(), v_conics.get(), v_opacities.get(), nullptr, true},
+      threads(2));
+  check(all_finite(v_values) && all_finite(v_means2d), where + "gradients of sampled pixels, " + size.name());
+}
+
+// Values and image in half the bytes.
+void test_half_storage(const Size& size, math::Storage storage, const std::string& where) {
+  const Scene<float> scene(size, 21);
+  Forward<float> f = forward(scene, threads(2));
+  Array<uint16_t> values(scene.values.size()), image(f.image.size());
+  for (int64_t i = 0; i < values.size(); ++i) {
+    math::store_as(values.get(), i, storage, scene.values[i]);
+    scene.values[i] = math::load_as<float>(values.get(), i, storage);
+  }
+  BlendInput<float> in = blend_input(scene, f);
+  blend(in, f.image.get(), f.transmittance.get(), f.last.get(), threads(1));
+  in.values = values.get(), in.storage = storage;
+  blend(in, image.get(), f.transmittance.get(), f.last.get(), threads(1));
+  double worst = 0;
+  for (int64_t i = 0; i < image.size(); ++i)
+    worst = std::max(worst, double(std::abs(math::load_as<float>(image.get(), i, storage) - f.image[i])));
+  check(worst < (storage == math::Storage::kBfloat16 ? 0x1p-8 : 0x1p-11), where + "half storage, " + size.name());
+  Array<float> sums(scene.values.size()), v_T(f.transmittance.size()), v_means2d(f.means2d.size());
+  Array<float> v_conics(f.conics.size()), v_opacities(f.opacities2d.size()), full(sums.size());
+  std::fill(v_T.begin(), v_T.end(), 0.0f);
+  blend_backward(
+      in, used_lists(in, f.last.get()).data(),
+      {image.get(), v_T.get(), sums.get(), v_means2d.get(), v_conics.get(), v_opacities.get(), nullptr, true},
+      threads(2));
+  for (int64_t i = 0; i < image.size(); ++i) f.image[i] = math::load_as<float>(image.get(), i, storage);
+  in.storage = math::Storage::kFull, in.values = scene.values.get();
+  lift(in, {f.image.get(), nullptr, full.get(), nullptr, true}, threads(1));
+  Array<double> expected(full.size());
+  std::copy(full.begin(), full.end(), expected.begin());
+  check(error(sums, expected) < 1e-5, where + "half storage, gradient of the values, " + size.name());
+}
+
 template <class S>
 void test_culled_outputs_are_zero(const std::string& where) {
   const Size size{500, 2, 1, 40, 30};
@@ -251,8 +344,13 @@ void test_all(const std::string& where) {
   const Size sizes[] = {{0, 1, 3, 17, 5},     {0, 0, 1, 16, 16},    {5, 0, 3, 20, 20},   {1, 1, 1, 1, 1},
                         {300, 1, 3, 1, 1},    {200, 2, 1, 17, 33},  {250, 3, 4, 50, 31}, {900, 1, 3, 64, 64},
                         {1500, 1, 5, 16, 16}, {120, 1, 7, 1, 70},   {120, 2, 8, 70, 1},  {150, 1, 17, 33, 20},
-                        {40, 1, 65, 9, 7},    {2500, 1, 2, 48, 20}, {30, 1, 513, 5, 4}};
-  for (const Size& size : sizes) test_pipeline<S>(size, where);
+                        {40, 1, 65, 9, 7},    {2500, 1, 2, 48, 20}, {30, 1, 513, 5, 4},  {700, 2, 83, 30, 18}};
+  for (const Size& size : sizes) {
+    test_pipeline<S>(size, where), test_lift<S>(size, where);
+    if (size.n && size.views) test_sampled_pixels<S>(size, where);
+    for (const auto storage : {math::Storage::kBfloat16, math::Storage::kFloat16})
+      if (sizeof(S) == 4) test_half_storage(size, storage, where);
+  }
   test_culled_outputs_are_zero<S>(where);
   for (uint64_t seed = 0; seed < 12; ++seed) test_hostile_scene<S>(seed, where), test_hostile_splats<S>(seed, where);
   for (int degree = 0; degree <= 3; ++degree)

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from gsfields import ops
 from tests.emulator import build as emulator
 from tests.kernels.compare import assert_bitwise
 from tests.kernels.scenes import Splats, random_scene, random_splats
 
-CPU: Any = ops._ops
+CPU: Any = torch.ops.gsfields
 EMULATED: Any = torch.ops.gsfields_emulated
 
 

@@ -11,7 +11,7 @@ import torch
 
 from gsfields import ops
 
-PACKAGE = Path(ops.__file__).parent
+PACKAGE = Path(ops.__file__).parents[1]
 ON_CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 
 PROGRAM = """

@@ -21,42 +21,54 @@ MUTANTS = {
         "clamp_floor(last * inv_tile + S(1), tiles_x)",
         "clamp_floor(last * inv_tile, tiles_x)",
     ),
-    "patch_edge_off_by_one": ("cuda/tile.h", "left + (kPatchWidth - 1)", "left + (kPatchWidth - 2)"),
+    "patch_edge_off_by_one": ("cuda/tile.h", "x + kPatchWidth - 1", "x + kPatchWidth - 2"),
+    "box_of_samples_too_small": (
+        "cuda/tile.h",
+        "bottom = warp_max(row >= 0 ? y : kNone)",
+        "bottom = warp_max(row >= 0 ? y - 1 : kNone)",
+    ),
+    "only_as_many_samples_as_pixels": (
+        "cuda/tile.h",
+        "int64_t(round) * kTilePixels +",
+        "int64_t(round) * 0 +",
+    ),
     "last_batch_missing": (
-        "cuda/blend.cu",
+        "cuda/walk.h",
         "first < tile.listed; first",
         "first + kTilePixels < tile.listed; first",
     ),
-    "last_group_of_a_batch_missing": (
-        "cuda/blend.cu",
-        "group < count && !",
-        "group + kWarp < count && !",
-    ),
+    "last_group_of_a_batch_missing": ("cuda/walk.h", "group < count && !", "group + kWarp < count && !"),
     "last_batch_missing_backward": (
-        "cuda/blend_backward.cu",
-        "used = block_max(warp_last);\n\n",
-        "used = block_max(warp_last) / kTilePixels * kTilePixels;\n\n",
+        "cuda/walk.h",
+        "(used.by_block - 1) / kTilePixels * kTilePixels; first",
+        "(used.by_block / kTilePixels - 1) * kTilePixels; first",
     ),
-    "transmittance_after_the_gaussian": ("cuda/blend.cu", "alpha * p.T * values", "alpha * next * values"),
+    "transmittance_after_the_gaussian": (
+        "cuda/walk.h",
+        "  const S weight = alpha * p.T;\n  p.T = next;",
+        "  p.T = next;\n  const S weight = alpha * p.T;",
+    ),
     "transmittance_after_the_gaussian_backward": (
         "cuda/blend_backward.cu",
-        "  p.T *= inverse;\n  const S weight = alpha * p.T;",
-        "  const S weight = alpha * p.T;\n  p.T *= inverse;",
+        "  p.T *= inverse;\n  const S weight = alpha * p.T, ",
+        "  const S weight = alpha * p.T;\n  p.T *= inverse;\n  const S ",
     ),
     "one_gaussian_too_many_backward": ("cuda/blend_backward.cu", "position < p.last", "position <= p.last"),
-    "no_end_of_a_pixel": ("cuda/blend.cu", "next <= S(math::kTransmittanceMin)", "next <= S(0)"),
+    "no_end_of_a_pixel": ("cuda/walk.h", "next <= S(math::kTransmittanceMin)", "next <= S(0)"),
     "barrier_missing": (
-        "cuda/blend.cu",
-        "candidates, values);  // of the Gaussian that this thread has just loaded\n    __syncthreads();",
-        "candidates, values);",
+        "cuda/walk.h",
+        "load(count);\n    __syncthreads();\n    for",
+        "load(count);\n    for",
     ),
+    "lift_without_factors": ("cuda/lift.cu", "owns[c] = factor * math::load", "owns[c] = math::load"),
+    "total_without_factors": ("cuda/lift.cu", "== in.channels ? factor", "== in.channels ? S(1)"),
     "depth_sort_one_bit_short": (
         "cuda/bin.cu",
         "8 * int(sizeof(DepthKey<S>))",
         "8 * int(sizeof(DepthKey<S>)) - 1",
     ),
 }
-TESTS = ["tests/kernels/test_blend.py", "tests/kernels/test_bin_tiles.py"]
+TESTS = [f"tests/kernels/test_{name}.py" for name in ("blend", "bin_tiles", "channels")]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from gsfields import ops
 from tests.emulator import build as emulator
 from tests.kernels.compare import assert_bitwise, assert_relative
 from tests.kernels.scenes import Scene, generator, normal, random_scene, uniform
@@ -18,7 +17,7 @@ from tests.kernels.scenes import Scene, generator, normal, random_scene, uniform
 W, H = 50, 31
 SETTINGS = (0.01, 1e10, 0.3)  # near, far, eps2d
 NAN, INF = float("nan"), float("inf")
-CPU: Any = ops._ops
+CPU: Any = torch.ops.gsfields
 EMULATED: Any = torch.ops.gsfields_emulated
 
 double_and_float = pytest.mark.parametrize(

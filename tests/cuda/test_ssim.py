@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from gsfields import ops
 from tests.emulator import build as emulator
 from tests.kernels.compare import assert_bitwise, assert_relative
 from tests.kernels.scenes import generator, normal, uniform
 
-CPU: Any = ops._ops
+CPU: Any = torch.ops.gsfields
 EMULATED: Any = torch.ops.gsfields_emulated
 NAMES = ("map", "d_mu", "d_var", "d_cov", "v_image1")
 STRIP = 45  # rows

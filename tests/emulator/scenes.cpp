@@ -1,6 +1,7 @@
 // All CUDA kernels on small scenes, for the sanitizers, compared with the CPU kernels in float64. Every array is a heap
 // allocation of exactly the size the interface asks for, and starts as garbage. Scenes have more than two batches per
-// tile, ragged images, no Gaussians, and channels beyond what a kernel takes at once.
+// tile, ragged images, no Gaussians, and channels beyond what a kernel takes at once; blends also have sampled pixels,
+// values and images of half size, and sums in a fixed order.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -85,13 +86,14 @@ struct Cpu {
     binning.fill(ids.get());
     return ids;
   }
-  static void blend(const BlendInput<double>& in, double* image, double* transmittance, int32_t* last) {
+  static void blend(const BlendInput<double>& in, void* image, double* transmittance, int32_t* last) {
     cpu::blend(in, image, transmittance, last, threads());
   }
   static void blend_backward(const BlendInput<double>& in, const double*, const int32_t* last,
                              const BlendGrads<double>& grads) {
     cpu::blend_backward(in, cpu::used_lists(in, last).data(), grads, threads());
   }
+  static void lift(const BlendInput<double>& in, const LiftArgs<double>& a) { cpu::lift(in, a, threads()); }
   static void ssim(const SsimArgs<double>& a, int64_t images, bool backward) {
     cpu::ssim(a, images, backward, threads());
   }
@@ -128,12 +130,15 @@ struct Cuda {
     finish(cuda::bin<float>(in, offsets, make_ids, allocate, stream));
     return ids;
   }
-  static void blend(const BlendInput<float>& in, float* image, float* transmittance, int32_t* last) {
+  static void blend(const BlendInput<float>& in, void* image, float* transmittance, int32_t* last) {
     finish(cuda::blend(in, image, transmittance, last, allocate, stream));
   }
   static void blend_backward(const BlendInput<float>& in, const float* transmittance, const int32_t* last,
                              const BlendGrads<float>& grads) {
     finish(cuda::blend_backward(in, transmittance, last, grads, allocate, stream));
+  }
+  static void lift(const BlendInput<float>& in, const LiftArgs<float>& a) {
+    finish(cuda::lift(in, a, allocate, stream));
   }
   static void ssim(const SsimArgs<float>& a, int64_t images, bool backward) {
     finish(cuda::ssim(a, images, backward, stream));
@@ -267,50 +272,112 @@ Results bin(const Scene& s, const Projected& p) {
   return {ids.numbers(), offsets.numbers()};
 }
 
+// How a blend is done.
+struct Blending {
+  int64_t channels;
+  int64_t samples = 0;  // pixels, or 0 for all
+  math::Storage storage = math::Storage::kFull;
+  bool deterministic = false;
+};
+
+// Numbers as values and images are stored. In double, where they are in full, they have been rounded all the same.
+template <class S>
+class Stored {
+ public:
+  Stored(int64_t n, math::Storage storage)
+      : storage_(sizeof(S) == sizeof(float) ? storage : math::Storage::kFull),
+        n_(n),
+        pairs_of_bytes_(n * math::bytes_of(storage_, sizeof(S)) / 2) {}
+  Stored(const Numbers& from, math::Storage storage) : Stored(int64_t(from.size()), storage) {
+    uint16_t rounded[2];
+    for (int64_t i = 0; i < n_; ++i) {
+      math::store_as(rounded, 0, storage, from[size_t(i)]);
+      math::store_as<S>(get(), i, storage_, S(math::load_as<float>(rounded, 0, storage)));
+    }
+  }
+  void* get() const { return pairs_of_bytes_.get(); }
+  math::Storage storage() const { return storage_; }
+  std::vector<double> numbers() const {
+    std::vector<double> x;
+    for (int64_t i = 0; i < n_; ++i) x.push_back(double(math::load_as<S>(get(), i, storage_)));
+    return x;
+  }
+
+ private:
+  math::Storage storage_;
+  int64_t n_;
+  Array<uint16_t> pairs_of_bytes_;
+};
+
 template <class S>
 struct BlendData {
-  Array<S> values, means2d, conics, opacities, background;
+  Stored<S> values;
+  Array<S> means2d, conics, opacities, background;
   Array<int32_t> ids;
-  Array<int64_t> offsets;
+  Array<int64_t> offsets, pixels, pixel_offsets;
   BlendInput<S> input;
-  BlendData(const Scene& s, const Projected& p, const Lists& lists, int64_t channels, Random& rng)
-      : values(rng.numbers(s.n * channels, -1, 1)),
+  BlendData(const Scene& s, const Projected& p, const Lists& lists, const Blending& how, Random& rng)
+      : values(rng.numbers(s.n * how.channels, -1, 1), how.storage),
         means2d(p.means2d),
         conics(p.conics),
         opacities(p.opacities),
-        background(rng.numbers(s.views * channels, -1, 1)),
+        background(rng.numbers(s.views * how.channels, -1, 1)),
         ids(lists.ids),
         offsets(lists.offsets),
         input{} {
-    input.n = s.n, input.views = s.views, input.channels = channels, input.background_stride = channels;
-    input.values = values.get(), input.means2d = means2d.get(), input.conics = conics.get();
+    input.n = s.n, input.views = s.views, input.channels = how.channels, input.background_stride = how.channels;
+    input.values = values.get(), input.storage = values.storage();
+    input.means2d = means2d.get(), input.conics = conics.get();
     input.opacities = opacities.get(), input.background = background.get(), input.ids = ids.get();
     input.pairs = int64_t(lists.ids.size()), input.tile_offsets = offsets.get();
-    input.width = s.width, input.height = s.height;
+    input.width = s.width, input.height = s.height, input.rows = s.pixels();
+    if (how.samples) sample(s, how.samples, rng);
+  }
+
+ private:
+  // Pixels anywhere, some of them more than once, sorted by tile.
+  void sample(const Scene& s, int64_t count, Random& rng) {
+    std::vector<int64_t> chosen, ends;
+    for (int64_t i = 0; i < count; ++i) chosen.push_back(int64_t(rng.engine() % uint64_t(s.pixels())));
+    const auto tile = [&](int64_t pixel) { return tile_of_pixel(pixel, s.width, s.height); };
+    std::sort(chosen.begin(), chosen.end(), [&](int64_t a, int64_t b) { return tile(a) < tile(b); });
+    for (int64_t t = 0; t <= s.tiles(); ++t)
+      ends.push_back(std::count_if(chosen.begin(), chosen.end(), [&](int64_t pixel) { return tile(pixel) < t; }));
+    pixels = Array<int64_t>(chosen), pixel_offsets = Array<int64_t>(ends);
+    input.pixels = pixels.get(), input.pixel_offsets = pixel_offsets.get(), input.rows = count;
   }
 };
 
-// Forward and backward: the second pass needs what the first one made.
+// Forward, backward and lift: the second needs what the first one made.
 template <class B>
-Results blend(const Scene& s, const Projected& p, const Lists& lists, int64_t channels) {
+Results blend(const Scene& s, const Projected& p, const Lists& lists, const Blending& how) {
   using S = typename B::Scalar;
   Random rng{std::mt19937(5)};
-  const BlendData<S> data(s, p, lists, channels, rng);
-  const Array<S> image(s.pixels() * channels), transmittance(s.pixels());
-  const Array<int32_t> last(s.pixels());
+  const BlendData<S> data(s, p, lists, how, rng);
+  const int64_t rows = data.input.rows, channels = how.channels, splats = s.views * s.n;
+  const Stored<S> image(rows * channels, how.storage);
+  const Array<S> transmittance(rows);
+  const Array<int32_t> last(rows);
   B::blend(data.input, image.get(), transmittance.get(), last.get());
 
-  const int64_t splats = s.views * s.n;
-  const Array<S> v_image(rng.numbers(s.pixels() * channels, -1, 1)), v_transmittance(rng.numbers(s.pixels(), -1, 1));
-  const Array<S> v_values(s.n * channels), v_means2d(2 * splats), v_conics(3 * splats), v_opacities(splats);
-  const Array<S> absgrad(2 * splats), only_values(s.n * channels);
+  const Stored<S> v_image(rng.numbers(rows * channels, -1, 1), how.storage);
+  const Array<S> v_transmittance(rng.numbers(rows, -1, 1)), v_values(s.n * channels), v_means2d(2 * splats);
+  const Array<S> v_conics(3 * splats), v_opacities(splats), absgrad(2 * splats), only_values(s.n * channels);
   const BlendGrads<S> all = {v_image.get(),  v_transmittance.get(), v_values.get(), v_means2d.get(),
-                             v_conics.get(), v_opacities.get(),     absgrad.get()};
+                             v_conics.get(), v_opacities.get(),     absgrad.get(),  how.deterministic};
   B::blend_backward(data.input, transmittance.get(), last.get(), all);
-  const BlendGrads<S> values = {v_image.get(), v_transmittance.get(), only_values.get(), {}, {}, {}, {}};
+  BlendGrads<S> values{};
+  values.v_image = v_image.get(), values.v_transmittance = v_transmittance.get(), values.v_values = only_values.get();
+  values.deterministic = how.deterministic;
   B::blend_backward(data.input, transmittance.get(), last.get(), values);
-  return {image.numbers(),    transmittance.numbers(), last.numbers(),    v_values.numbers(),   v_means2d.numbers(),
-          v_conics.numbers(), v_opacities.numbers(),   absgrad.numbers(), only_values.numbers()};
+
+  const Array<S> factors(rng.numbers(rows, 0, 1)), sums(s.n * channels), total(s.n);
+  BlendInput<S> of_lift = data.input;
+  of_lift.values = nullptr, of_lift.background = nullptr;
+  B::lift(of_lift, {v_image.get(), factors.get(), sums.get(), total.get(), how.deterministic});
+  return {image.numbers(),       transmittance.numbers(), last.numbers(),        v_values.numbers(),
+          v_means2d.numbers(),   v_conics.numbers(),      v_opacities.numbers(), absgrad.numbers(),
+          only_values.numbers(), sums.numbers(),          total.numbers()};
 }
 
 template <class B>
@@ -349,8 +416,12 @@ void compare(const std::string& what, const Results& actual, const Results& expe
   }
 }
 
+double rounding_of(math::Storage storage) {
+  return storage == math::Storage::kBfloat16 ? 1.0 / 256 : storage == math::Storage::kFloat16 ? 1.0 / 2048 : 0;
+}
+
 // The longest prefix of a tile's list that a pixel blends must reach `batches` batches of a tile's 256 threads.
-void test_scene(const Scene& s, const std::vector<int64_t>& channels, int batches, const std::string& name) {
+void test_scene(const Scene& s, const std::vector<Blending>& blendings, int batches, const std::string& name) {
   const Results projected = project<Cpu>(s);
   const Projected p = {as<float>(projected[0]), as<float>(projected[1]), as<float>(projected[2]),
                        as<float>(projected[3]), as<int32_t>(projected[4])};
@@ -359,12 +430,13 @@ void test_scene(const Scene& s, const std::vector<int64_t>& channels, int batche
   compare(name + "project", project<Cuda>(s), projected, 1e-5, 2e-3);
   compare(name + "project backward", project_backward<Cuda>(s, p), project_backward<Cpu>(s, p), 1e-4, 2e-3);
   compare(name + "bin", bin<Cuda>(s, p), binned, 0, 0);
-  for (const int64_t count : channels) {
+  for (const Blending& how : blendings) {
+    const int64_t count = how.channels;
     const std::string with = ", " + std::to_string(count) + " channels";
     compare(name + "SH" + with, sh<Cuda>(s, count, false), sh<Cpu>(s, count, false), 1e-5, 0);
     compare(name + "SH backward" + with, sh<Cuda>(s, count, true), sh<Cpu>(s, count, true), 1e-5, 0);
-    const Results blended = blend<Cpu>(s, p, lists, count);
-    compare(name + "blend" + with, blend<Cuda>(s, p, lists, count), blended, 1e-4, 2e-2);
+    const Results blended = blend<Cpu>(s, p, lists, how);
+    compare(name + "blend" + with, blend<Cuda>(s, p, lists, how), blended, 1e-4 + rounding_of(how.storage), 2e-2);
     double last = 0;
     for (const double pixel : blended[2]) last = std::max(last, pixel);
     expect(last > 256 * (batches - 1), name + "a pixel blends " + std::to_string(last) + " of its list");
@@ -377,10 +449,15 @@ int main() {
   for (const auto order : {emulator::Order::reverse, emulator::Order::random}) {
     emulator::set_order(order, 11);
     const std::string name = order == emulator::Order::reverse ? "reverse: " : "random: ";
-    test_scene({620, 1, 20, 18, 0.02f, 0.8f}, {3, 20}, 3, name + "faint, ");
-    test_scene({60, 2, 37, 9, 1.0f, 0.1f}, {1, 33}, 1, name + "ragged, ");
-    test_scene({0, 2, 17, 5, 1.0f, 0.1f}, {3}, 0, name + "no Gaussians, ");
-    test_scene({5, 0, 17, 5, 1.0f, 0.1f}, {3}, 0, name + "no views, ");
+    test_scene({620, 1, 20, 18, 0.02f, 0.8f}, {{3}, {20}}, 3, name + "faint, ");
+    test_scene({60, 2, 37, 9, 1.0f, 0.1f}, {{1}, {33}, {150}, {530}}, 1, name + "ragged, ");
+    test_scene({150, 1, 20, 18, 0.3f, 0.4f}, {{3, 700}, {20, 700}}, 1, name + "sampled, ");
+    test_scene({90, 2, 20, 18, 0.3f, 0.4f},
+               {{2, 0, math::Storage::kBfloat16}, {5, 500, math::Storage::kFloat16}, {19, 0, math::Storage::kBfloat16}},
+               1, name + "half, ");
+    test_scene({90, 2, 20, 18, 0.3f, 0.4f}, {{3, 0, {}, true}, {20, 500, {}, true}}, 1, name + "in order, ");
+    test_scene({0, 2, 17, 5, 1.0f, 0.1f}, {{3}}, 0, name + "no Gaussians, ");
+    test_scene({5, 0, 17, 5, 1.0f, 0.1f}, {{3}}, 0, name + "no views, ");
     for (const auto& [images, height, width, count] :
          {std::array<int64_t, 4>{2, 60, 37, 3}, {1, 3, 200, 1}, {1, 20, 5, 7}, {0, 5, 5, 3}})
       compare(name + "ssim", ssim<Cuda>(images, height, width, count), ssim<Cpu>(images, height, width, count), 1e-5,

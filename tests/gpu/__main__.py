@@ -1,4 +1,4 @@
-"""`python -m tests.gpu [STEP ...]`: the steps build, test, sanitize and bench, or those named.
+"""`python -m tests.gpu [STEP ...]`: the steps build, test, sanitize, bench and channels, or those named.
 
 Each prints its verdict as its last line and fails the command; a build that fails ends it. A step that finds no
 GPU fails: it was asked for what it cannot do.

@@ -195,33 +195,33 @@ def sanitizer_complaint(ran: Ran) -> str:
 
 def bench() -> Verdict:
     """The benchmark grid, its table and the summary in benchmarks/README.md."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.kernels",
-        "--device",
-        "cuda",
-        "--minutes",
-        str(BENCH_MINUTES),
-    ]
-    ran = run(command)
+    return measure("benchmarks.kernels", "")
+
+
+def channels() -> Verdict:
+    """Time against the number of channels, likewise."""
+    return measure("benchmarks.channels", "-channels")
+
+
+def measure(module: str, suffix: str) -> Verdict:
+    ran = run([sys.executable, "-m", module, "--device", "cuda", "--minutes", str(BENCH_MINUTES)])
     if ran.status is None:
-        return Verdict(False, f"benchmarks.kernels took longer than {LIMIT_S} s")
+        return Verdict(False, f"{module} took longer than {LIMIT_S} s")
     from gsfields.bench import device as devices
 
-    path = results_path(devices.choose("cuda"))
+    path = results_path(devices.choose("cuda"), suffix)
     if ran.status != 0 or not path.is_file():
-        return Verdict(False, f"benchmarks.kernels: {ran.complaint} after {ran.seconds:.0f} s, see above")
+        return Verdict(False, f"{module}: {ran.complaint} after {ran.seconds:.0f} s, see above")
     drawn = run([sys.executable, "-m", "benchmarks.report"], capture=True)
     if drawn.status != 0:
         return Verdict(False, f"benchmarks.report: {last_line(drawn.output)}")
     return bench_verdict(path, ran.seconds)
 
 
-def results_path(device: object) -> Path:
+def results_path(device: object, suffix: str = "") -> Path:
     from benchmarks import machine, report
 
-    return report.RESULTS / f"{machine.slug(machine.describe(device))}.json"
+    return report.RESULTS / f"{machine.slug(machine.describe(device))}{suffix}.json"
 
 
 def bench_verdict(path: Path, seconds: float) -> Verdict:
@@ -238,6 +238,7 @@ STEPS: Mapping[str, Callable[[], Verdict]] = {
     "test": test,
     "sanitize": sanitize,
     "bench": bench,
+    "channels": channels,
 }
 
 

@@ -143,16 +143,3 @@ def test_instruction_sets_agree(dtype):
             error = (actual - expected).abs() / expected.abs().max()
             bound = 2e-4 if dtype == torch.float32 else 1e-9
             assert (error > bound).double().mean() < 0.002, f"{name}: {isa} differs from {available[0]}"
-
-
-def test_gradients_without_order_raise_where_determinism_is_asked_for():
-    ops._alert_if_deterministic("this")  # not asked for
-    torch.use_deterministic_algorithms(True)
-    try:
-        with pytest.raises(RuntimeError, match="this has no deterministic implementation on CUDA"):
-            ops._alert_if_deterministic("this")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        with pytest.warns(UserWarning, match="this has no deterministic"):
-            ops._alert_if_deterministic("this")
-    finally:
-        torch.use_deterministic_algorithms(False)

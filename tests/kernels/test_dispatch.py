@@ -18,11 +18,16 @@ def samples(dtype: torch.dtype, n: int, views: int) -> dict[str, tuple]:
     scene = random_scene(n, 20, 18, views=views, seed=1).to(dtype)
     rng = generator(0)
     splats = Splats(*ops.project(*scene.args), 20, 18)
-    lists = ops.bin_tiles(*splats.binning)
     values, background = uniform(rng, 0, 1, n, 3).to(dtype), uniform(rng, 0, 1, 3).to(dtype)
     geometry = (splats.means2d, splats.conics, splats.opacities2d)
     sink = torch.zeros_like(splats.means2d)
-    _, transmittance, last = native.blend(values, *geometry, background, sink, *lists, 20, 18)
+    lists = (*ops.bin_tiles(*splats.binning), None, None)
+    view = (20, 18, 0)  # and the precision
+    _, transmittance, last = native.blend(values, *geometry, background, sink, *lists, *view)
+    pixels = (uniform(rng, 0, 1, views, 50, 2) * torch.tensor([20, 18])).long()
+    sampled = ops.sample_pixels(pixels, views, 20, 18)
+    some = (*lists[:2], sampled.pixels, sampled.offsets)
+    rows = normal(rng, len(sampled.pixels), 3).to(dtype)
     dirs, sh0, shN = (normal(rng, *shape).to(dtype) for shape in ((views, n, 3), (n, 1, 4), (n, 8, 4)))
     masks = torch.rand(views, n, generator=rng) < 0.7
     image1, image2 = (uniform(rng, 0, 1, 2, 13, 15, 3).to(dtype) for _ in range(2))
@@ -36,10 +41,13 @@ def samples(dtype: torch.dtype, n: int, views: int) -> dict[str, tuple]:
         "spherical_harmonics": (dirs, sh0, shN, masks, 2),
         "spherical_harmonics_backward": (dirs, sh0, shN, masks, 2, normal(rng, views, n, 4).to(dtype)),
         "bin_tiles": splats.binning,
-        "blend": (values, *geometry, background, sink, *lists, 20, 18),
+        "blend": (values, *geometry, background, sink, *lists, *view),
+        "blend of pixels": (values, *geometry, background, sink, *some, *view),
         "blend_backward": (
-            values, *geometry, background, *lists, transmittance, last, *upstream, 20, 18, True, True, True,
+            values, *geometry, background, *lists, transmittance, last, *upstream, *view, True, True, True, False,
         ),
+        "lift": (upstream[0], upstream[1], *geometry, *lists, *view, False, True, False),
+        "lift of pixels": (rows, rows[:, 0].clone(), *geometry, *some, *view, True, True, False),
         "ssim": (image1, image2),
         "ssim_backward": (image1, image2, *native.ssim(image1, image2)[1:], image1),
     }  # fmt: skip
@@ -49,9 +57,13 @@ DIFFERENTIABLE = {
     "project": range(5),
     "spherical_harmonics": (0, 1, 2),
     "blend": range(6),
+    "blend of pixels": range(6),
+    "lift": range(5),
+    "lift of pixels": range(5),
     "ssim": (0,),
 }
-OPS = tuple(samples(torch.float64, 3, 1))
+SAMPLES = tuple(samples(torch.float64, 3, 1))
+OPS = {name.split()[0] for name in SAMPLES}
 
 
 def test_every_op_of_the_library_is_sampled():
@@ -60,12 +72,12 @@ def test_every_op_of_the_library_is_sampled():
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("gsfields::")
     }
-    assert defined - set(OPS) == {"cpu_isa", "cpu_isa_available", "set_cpu_isa"}
+    assert defined - OPS == {"cpu_isa", "cpu_isa_available", "set_cpu_isa"}
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["plain", "grad"])
 @pytest.mark.parametrize("count", [(30, 2), (0, 1)], ids=["some", "empty"])
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", SAMPLES)
 def test_opcheck(name, count, grad):
     if grad and name not in DIFFERENTIABLE:
         pytest.skip("not differentiable")
@@ -74,7 +86,7 @@ def test_opcheck(name, count, grad):
     args = list(samples(torch.float32, *count)[name])
     for i in DIFFERENTIABLE[name] if grad else ():
         args[i] = args[i].clone().requires_grad_()
-    torch.library.opcheck(getattr(native, name).default, tuple(args))
+    torch.library.opcheck(getattr(native, name.split()[0]).default, tuple(args))
 
 
 def loss_of(means, quats, scales, opacities, sh, viewmats, Ks, target):
