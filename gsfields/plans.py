@@ -338,7 +338,8 @@ class Plan:
         return image if sampled is None else image.flatten(0, 1)[sampled.order]
 
     def _unbatch(self, image: Tensor) -> Tensor:
-        return image if self.batched else image[0]
+        # squeeze(): its gradient is a view, that of image[0] a copy.
+        return image if self.batched else image.squeeze(0)
 
 
 def plan(

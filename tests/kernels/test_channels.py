@@ -1,4 +1,4 @@
-"""Any number of channels: blend, its gradients and lift at every C of the sweep, of all pixels and of sampled ones.
+"""Any number of channels: blend, its gradients and lift at every C of the sweep; layers, sampled pixels, half storage.
 
 One dense matrix of weights W [pixels, N] in float64 is the oracle of all: the image is W V + T b, the gradient of the
 values W^T G, the lift W^T (m f), and the gradient of the geometry that of <W, G V^T> + <T, v_T + G b>, by autograd.
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gsfields import ops
+from gsfields.plans import Plan
 from tests.kernels import oracle
 from tests.kernels.compare import assert_close_outside_band, assert_relative
 from tests.kernels.scenes import Splats, generator, normal, random_splats, uniform
@@ -141,6 +142,37 @@ def test_gradient_to_values_alone(backend, channels):
     image.backward(backend.move(c.v_image))
     wanted = expected_gradients(d, c)["values"]
     assert_relative(leaves[0].grad.double().cpu(), wanted, backend.tolerance(1e-5, 1e-12))
+
+
+@pytest.mark.parametrize("channels", SWEEP)
+def test_with_masks_of_layers(backend, channels):
+    """Beside them, in the same walk or in one of their own: the layers' shares of each pixel, with gradients."""
+    d, c = dense(backend.dtype), case(channels, backend.dtype)
+    splats, leaves = make_leaves(backend, d, c)
+    values, means2d, conics, opacities2d, background = leaves
+    layers, count = torch.arange(N) % 3 - 1, 2  # every third Gaussian is of none
+    projected = (means2d, splats.depths, conics, opacities2d, splats.radii)
+    out = Plan(projected, WIDTH, HEIGHT, batched=True).blend(
+        {"features": values}, {"features": background}, layers=layers.to(backend.device), num_layers=count
+    )
+    tolerance = backend.tolerance(1e-5, 1e-12)
+    assert_close_outside_band(out["features"], expected_image(d, c).detach(), d.band, tolerance)
+    member = (layers[:, None] == torch.arange(count)).double()
+    assert_close_outside_band(out["layers"], d.weights.detach() @ member, d.band, tolerance)
+
+    v_masks = torch.where(d.kink[..., None], 0, normal(generator(2), VIEWS, HEIGHT, WIDTH, count))
+    v_masks = v_masks.to(backend.dtype).double()
+    c = c._replace(v_transmittance=torch.zeros_like(c.v_transmittance))
+    torch.autograd.backward(
+        [out["features"], out["layers"]], [backend.move(c.v_image), backend.move(v_masks)]
+    )
+    from_masks = torch.autograd.grad(d.weights, d.leaves, v_masks @ member.T, retain_graph=True)
+    expected = expected_gradients(d, c)
+    for name, more in zip(GEOMETRY, from_masks, strict=True):
+        expected[name] = expected[name] + more
+    actual = named(leaves)
+    for name, wanted in expected.items():
+        assert_relative(actual[name], wanted, backend.gradient_tolerance(1e-9), name)
 
 
 def draw_pixels(seed: int = 0) -> Tensor:
