@@ -85,18 +85,6 @@ GSF_HD int64_t padded(int64_t channels) {
   return (channels + L - 1) / L * L;
 }
 
-// The values of the batch's Gaussians that reach any block, `count` channels from c0 on.
-template <class V, class S>
-GSF_HD void load_values(const BlendArgs<S>& a, const Entry<S>* entries, const uint64_t* masks, int batch, int64_t c0,
-                        int count, S* panel) {
-  const int64_t bytes = math::bytes_of(a.storage, sizeof(S));
-  for (int j = 0; j < batch; ++j) {
-    const int64_t ahead = entries[math::min(j + kPrefetch / 4, batch - 1)].id * a.channels + c0;
-    for (int64_t b = 0; b < count * bytes; b += 64) __builtin_prefetch((const char*)a.values + ahead * bytes + b);
-    if (masks[j]) load_padded<V>(a.values, entries[j].id * a.channels + c0, count, a.storage, panel + j * kPanel);
-  }
-}
-
 // ---- forward -------------------------------------------------------------------------------------------------------
 
 template <class S, int L>
@@ -133,6 +121,27 @@ GSF_HD uint64_t march_batch(const TilePixels<S, L>& tile, int count, int first, 
     if (!any(p.live > typename Lanes<S, L>::V{})) open &= ~(uint64_t(1) << g);
   }
   return open;
+}
+
+// The entries of the batch that any group blends.
+template <class S, int L>
+GSF_HD int blended_entries(const TilePixels<S, L>& tile, int count, WideScratch<S, L>& s) {
+  for (int j = 0; j < count; ++j) s.masks[j] = 0;
+  for (int g = 0; g < tile.groups(); ++g)
+    for (int k = 0; k < s.n[g]; ++k) s.masks[s.survivors[g][k]] = 1;
+  return reaching(s.masks, count, 1, s.list);
+}
+
+// The values of the n entries in s.list, `count` channels from c0 on.
+template <class S, int L>
+GSF_HD void load_values(const BlendArgs<S>& a, int n, int64_t c0, int count, WideScratch<S, L>& s) {
+  const int64_t bytes = math::bytes_of(a.storage, sizeof(S));
+  for (int i = 0; i < n; ++i) {
+    const int64_t ahead = s.entries[s.list[math::min(i + kPrefetch / 4, n - 1)]].id * a.channels + c0;
+    for (int64_t b = 0; b < count * bytes; b += 64) __builtin_prefetch((const char*)a.values + ahead * bytes + b);
+    load_padded<typename Lanes<S, L>::V>(a.values, s.entries[s.list[i]].id * a.channels + c0, count, a.storage,
+                                         s.panel + s.list[i] * kPanel);
+  }
 }
 
 // Where the results of a product over one panel go: to the image, or to sums that the next batch goes on from.
@@ -193,12 +202,12 @@ GSF_HD void blend_rows(const BlendArgs<S>& a, WideScratch<S, L>& s, int group, c
 template <class S, int L>
 GSF_HD void blend_batch(const BlendArgs<S>& a, const TilePixels<S, L>& tile, int count, bool from_sums, bool to_sums,
                         WideScratch<S, L>& s) {
-  using V = typename Lanes<S, L>::V;
+  const int blended = blended_entries(tile, count, s);
   for (int64_t c0 = 0; c0 < a.channels; c0 += kPanel) {
     const Target<S> t = {c0, int(math::min(int64_t(kPanel), a.channels - c0)), from_sums, to_sums,
                          padded<L>(a.channels)};
     const int width = int(padded<L>(t.channels));
-    load_values<V>(a, s.entries, s.masks, count, c0, t.channels, s.panel);
+    load_values(a, blended, c0, t.channels, s);
     for (int c = 0; c < width; ++c) s.background[c] = a.background && c < t.channels ? a.background[c0 + c] : S(0);
     for (int g = 0; g < tile.groups(); ++g) {
       if (!tile.inside(g)) continue;
