@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import resource
@@ -78,3 +79,15 @@ def in_subprocess(module: str, argument: dict[str, Any], timeout: float = 300) -
         raise RuntimeError(f"{module} failed: {complaint}")
     answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return answer
+
+
+def options(doc: str | None, seconds: float) -> argparse.Namespace:
+    """What every small measurement can be told, --size, --seconds, --threads and --device; sets torch's threads."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0] if doc else None)
+    parser.add_argument("--size", type=int, default=512, help="pixels along each side (default 512)")
+    parser.add_argument("--seconds", type=float, default=seconds, help=f"for each row (default {seconds})")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    return asked

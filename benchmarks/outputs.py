@@ -6,7 +6,6 @@ channels beside it, joined and apart, forward and with gradients to the values. 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,14 +15,13 @@ from torch import Tensor
 
 import gsfields
 from benchmarks import scenes, tables
-from benchmarks.scenes import SceneMissing
+from benchmarks.measure import options
 from gsfields import outputs
 from gsfields.bench.clock import Effort, Task, Timing, clock_of, interleaved
 from gsfields.bench.scene import Scene
 
 WIDTHS = (1, 4, 8, 16, 32, 64, 128, 256, 512)
 NAMES = ("prototype", *scenes.SPLATS)
-WHOLE = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -133,21 +131,10 @@ def table(rows: list[Row]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--size", type=int, default=512, help="pixels along each side (default 512)")
-    parser.add_argument("--seconds", type=float, default=0.5, help="for each row (default 0.5)")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
+    asked = options(__doc__, seconds=0.5)
     rows: list[Row] = []
-    for name in NAMES:
-        try:
-            scene = scenes.load(name, 50_000 if name == "prototype" else WHOLE, asked.size)
-        except SceneMissing as missing:
-            print(missing)
-            continue
-        rows += measure(scene.to(torch.device(asked.device)), Effort(asked.seconds))
+    for scene in scenes.available(NAMES, asked.size, asked.device):
+        rows += measure(scene, Effort(asked.seconds))
     print(table(rows))
 
 

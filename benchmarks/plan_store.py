@@ -6,23 +6,19 @@ it, and to get it from memory and from disk. Prints Markdown.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 import gsfields
 from benchmarks import scenes, tables
-from benchmarks.scenes import SceneMissing
+from benchmarks.measure import options
 from gsfields import ops
 from gsfields.bench.clock import Effort, Task, Timing, clock_of, interleaved
 from gsfields.bench.scene import Scene
 from gsfields.packed_plan import PackedPlan, plain_bytes
-
-WHOLE = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -111,21 +107,9 @@ def table(rows: list[Row], size: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--size", type=int, default=512, help="pixels along each side (default 512)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each scene (default 1)")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    rows: list[Row] = []
-    for name in scenes.SPLATS:
-        try:
-            scene = scenes.load(name, WHOLE, asked.size)
-        except SceneMissing as missing:
-            print(missing)
-            continue
-        rows.append(measure(scene.to(torch.device(asked.device)), Effort(asked.seconds)))
+    asked = options(__doc__, seconds=1.0)
+    found = scenes.available(scenes.SPLATS, asked.size, asked.device)
+    rows = [measure(scene, Effort(asked.seconds)) for scene in found]
     print(table(rows, asked.size))
 
 

@@ -6,7 +6,6 @@ patch, forward and with gradients to the values. Prints Markdown.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 import gsfields
 from benchmarks import scenes, tables
+from benchmarks.measure import options
 from gsfields.bench.clock import Effort, Task, clock_of, interleaved
 from gsfields.bench.scene import Scene
 
@@ -67,13 +67,8 @@ def table(rows: list[list[str]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--seconds", type=float, default=3, help="for each number of channels (default 3)")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    scene = scenes.prototype().to(torch.device(asked.device))
+    asked = options(__doc__, seconds=3)
+    scene = scenes.prototype(size=asked.size).to(asked.device)
     rows = [row for channels in CHANNELS for row in measure(scene, Effort(asked.seconds), channels)]
     print(table(rows))
 

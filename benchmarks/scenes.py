@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,15 @@ def load(name: str, count: int, size: int) -> Scene:
     if name in SPLATS:
         return splat(name, count, size)
     raise ValueError(f"name must be prototype, synthetic or one of {', '.join(SPLATS)}, but is {name!r}")
+
+
+def available(names: Sequence[str], size: int, device: torch.device) -> Iterator[Scene]:
+    """The prototype scene as the targets have it, and trained splats whole; prints a line for each that is missing."""
+    for name in names:
+        try:
+            yield load(name, 50_000 if name == "prototype" else 1 << 30, size).to(device)
+        except SceneMissing as missing:
+            print(missing)
 
 
 def prototype(count: int = 50_000, size: int = 512, seed: int = 0) -> Scene:

@@ -59,12 +59,8 @@ GSF_HD void blend_narrow_tile(const BlendArgs<S>& a, int64_t tile_index, int rou
   const TilePixels<S, L> tile(a, tile_index, round);
   const int64_t begin = a.tile_offsets[tile_index], end = a.tile_offsets[tile_index + 1], C = a.channels;
   const S* values = static_cast<const S*>(a.values);
-  uint64_t open = 0;  // groups with a live pixel
-  for (int g = 0; g < tile.groups(); ++g) {
-    s.pixels[g] = start_pixels<S, L>(tile, g);
-    if (tile.inside(g)) open |= uint64_t(1) << g;
-    for (int64_t c = 0; c < C; ++c) s.sums[g * C + c] = V{};
-  }
+  uint64_t open = start_groups(tile, s.pixels);  // groups with a live pixel
+  for (int64_t i = 0; i < tile.groups() * C; ++i) s.sums[i] = V{};
 
   for (int64_t first = begin; first < end && open; first += kBatch) {
     const int count = int(math::min(int64_t(kBatch), end - first));

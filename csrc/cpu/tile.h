@@ -185,6 +185,17 @@ GSF_HD Pixels<S, L> start_pixels(const TilePixels<S, L>& tile, int group) {
   return p;
 }
 
+// All groups of a tile; returns those with a pixel inside the image, one bit each.
+template <class S, int L>
+GSF_HD uint64_t start_groups(const TilePixels<S, L>& tile, Pixels<S, L>* pixels) {
+  uint64_t open = 0;
+  for (int g = 0; g < tile.groups(); ++g) {
+    pixels[g] = start_pixels<S, L>(tile, g);
+    if (tile.inside(g)) open |= uint64_t(1) << g;
+  }
+  return open;
+}
+
 template <class S, int L>
 GSF_HD void store_pixels(const BlendArgs<S>& a, const TilePixels<S, L>& tile, int group, const Pixels<S, L>& p) {
   for (int l = 0; l < L; ++l)

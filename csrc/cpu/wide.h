@@ -229,11 +229,7 @@ GSF_HD void blend_wide_tile(const BlendArgs<S>& a, int64_t tile_index, void* scr
   const int64_t begin = a.tile_offsets[tile_index], end = a.tile_offsets[tile_index + 1];
   for (int round = 0; round < TilePixels<S, L>::rounds(a, tile_index); ++round) {
     const TilePixels<S, L> tile(a, tile_index, round);
-    uint64_t open = 0;  // groups with a live pixel
-    for (int g = 0; g < tile.groups(); ++g) {
-      s.pixels[g] = start_pixels<S, L>(tile, g);
-      if (tile.inside(g)) open |= uint64_t(1) << g;
-    }
+    uint64_t open = start_groups(tile, s.pixels);  // groups with a live pixel
     bool more = true;
     for (int64_t first = begin; more; first += kBatch) {
       const int count = int(math::min(int64_t(kBatch), end - first));
@@ -325,11 +321,7 @@ int lift_tile(const LiftTileArgs<S>& a, int64_t tile_index, void* scratch) {
   int64_t written = 0;
   for (int round = 0; round < TilePixels<S, L>::rounds(f, tile_index); ++round) {
     const TilePixels<S, L> tile(f, tile_index, round);
-    uint64_t open = 0;
-    for (int g = 0; g < tile.groups(); ++g) {
-      s.pixels[g] = start_pixels<S, L>(tile, g);
-      if (tile.inside(g)) open |= uint64_t(1) << g;
-    }
+    uint64_t open = start_groups(tile, s.pixels);
     for (int64_t first = begin; first < end && open; first += kBatch) {
       const int count = int(math::min(int64_t(kBatch), end - first));
       S* records = a.records + (first - begin) * a.record_size;
