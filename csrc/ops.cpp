@@ -1,5 +1,5 @@
 // The ops of gsfields: schemas, argument checks and the CPU implementations, through torch's stable ABI.
-// Autograd and fake kernels are registered in gsfields/ops.py.
+// Autograd and fake kernels are registered in gsfields/ops.
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/stages.h"

@@ -3,7 +3,7 @@
 // do (early exit when the pixel is full, accumulators in a local array, tile rows handed to threads as they
 // become free) and nothing more: no culling below the tile, no explicit SIMD, exp from the C library.
 //
-// Rules of compositing: Kerbl et al. 2023, section 6 and appendix C, with the limits stated in gsfields/ops.py.
+// Rules of compositing: Kerbl et al. 2023, section 6 and appendix C, with the limits stated in gsfields/ops.
 #include <algorithm>
 #include <atomic>
 #include <cmath>

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from gsfields.ops.library import TILE, _ops, same_device
+from gsfields.ops.library import TILE, native, same_device
 
 Precision = Literal["fp32", "tf32", "bf16"]
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -95,7 +95,7 @@ def blend(
     Returns image [B, H, W, C] and transmittance [B, H, W]; [P, C] and [P] of sampled pixels, in sampled.pixels' order.
     Differentiable in values, means2d, conics, opacities2d and background.
     """
-    image, transmittance, _last = _ops.blend(
+    image, transmittance, _last = native.blend(
         values, means2d, conics, opacities2d, background, absgrad_sink, ids, tile_offsets,
         *_sampled(sampled), width, height, _precision(precision),
     )  # fmt: skip
@@ -114,7 +114,7 @@ def last_blended(
     """How far each pixel reads the list of its tile, [B, H, W] int32: no Gaussian at or after this place is blended."""
     with torch.no_grad():
         ones = opacities2d.new_ones(opacities2d.shape[1], 1)
-        *_, last = _ops.blend(
+        *_, last = native.blend(
             ones, means2d, conics, opacities2d, None, None, ids, tile_offsets, None, None, width, height, 0
         )
     return last
@@ -178,7 +178,7 @@ def _blend_backward(ctx, v_image, v_transmittance, _v_last):  # type: ignore[no-
     half = values.dtype != means2d.dtype
     v_values = v_means2d = v_conics = v_opacities = v_absgrad = None
     if want_geometry or (to_values and not half):
-        v_values, v_means2d, v_conics, v_opacities, v_absgrad = _ops.blend_backward(
+        v_values, v_means2d, v_conics, v_opacities, v_absgrad = native.blend_backward(
             *inputs, v_image, v_transmittance, *ctx.settings,
             want_geometry, to_values and not half, absgrad, deterministic,
         )  # fmt: skip
@@ -187,9 +187,9 @@ def _blend_backward(ctx, v_image, v_transmittance, _v_last):  # type: ignore[no-
         v_values = torch.empty_like(values)
         per_view = values.dim() == 3
         for some in _windows(values.shape[-1], 4 * v_values[..., 0].numel()):
-            v_values[..., some] = _ops.lift(v_image[..., some], None, *where, per_view, False, deterministic)[
-                0
-            ]
+            v_values[..., some] = native.lift(
+                v_image[..., some], None, *where, per_view, False, deterministic
+            )[0]
     v_background = None
     if to_background:
         v_background = _background_gradient(background, v_image, inputs[-2], pixels, ctx.settings)
@@ -259,7 +259,7 @@ def lift(
     Returns sums [N, C] and total [N] ([B, N, C] and [B, N] with per_view), in the geometry's dtype.
     Differentiable in image, weights, means2d, conics and opacities2d.
     """
-    return _ops.lift(
+    return native.lift(
         image, weights, means2d, conics, opacities2d, ids, tile_offsets,
         *_sampled(sampled), width, height, _precision(precision), per_view, True,
         torch.are_deterministic_algorithms_enabled(),
@@ -292,7 +292,7 @@ def _lift_backward(ctx, v_sums, v_total):  # type: ignore[no-untyped-def]
     to_image, to_weights, *geometry = ctx.needs_input_grad[:5]
     lists = ids, tile_offsets, pixels, pixel_offsets
     values = v_sums.to(image.dtype)
-    blended, transmittance, last = _ops.blend(values, *splats, None, None, *lists, width, height, precision)
+    blended, transmittance, last = native.blend(values, *splats, None, None, *lists, width, height, precision)
     parts: list[tuple[Tensor, Tensor]] = [(values, image)]
     v_weights = None
     if total:
@@ -301,13 +301,15 @@ def _lift_backward(ctx, v_sums, v_total):  # type: ignore[no-untyped-def]
     if to_weights:
         v_weights = torch.linalg.vecdot(image.to(v_sums.dtype), blended.to(v_sums.dtype))
         if total:
-            v_weights += _ops.blend(v_total, *splats, None, None, *lists, width, height, precision)[0][..., 0]
+            v_weights += native.blend(v_total, *splats, None, None, *lists, width, height, precision)[0][
+                ..., 0
+            ]
     v_splats: list[Any] = [None] * 3
     if any(geometry):
         zeros = torch.zeros_like(transmittance)
         for v, f in parts:
             f = f if weights is None else f * weights.unsqueeze(-1).to(f.dtype)
-            *_, a, b, c, _absgrad = _ops.blend_backward(
+            *_, a, b, c, _absgrad = native.blend_backward(
                 v, *splats, None, *lists, transmittance, last, f, zeros, width, height, precision,
                 True, False, False, deterministic,
             )  # fmt: skip

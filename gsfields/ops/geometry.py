@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from gsfields.ops.library import TILE, same_device
-from gsfields.ops.library import _ops as _ops
+from gsfields.ops.library import TILE, native, same_device
 
 
 def project(
@@ -46,7 +45,7 @@ def project(
     A camera that is not finite, has a focal length that is not positive, or has skew raises ValueError on the
     CPU. On a GPU the host does not wait to read the cameras: there everything is culled in such a view.
     """
-    return _ops.project(
+    return native.project(
         means, quats, scales, opacities, viewmats, Ks, width, height, near, far, eps2d, antialiased
     )
 
@@ -85,7 +84,7 @@ def _project_backward(ctx, v_means2d, v_depths, v_conics, v_opacities2d, _v_radi
     *inputs, radii = ctx.saved_tensors
     upstream = (v_means2d, v_depths, v_conics, v_opacities2d)
     to_viewmats = ctx.needs_input_grad[4]
-    *grads, v_viewmats = _ops.project_backward(*inputs, radii, *upstream, *ctx.settings, to_viewmats)
+    *grads, v_viewmats = native.project_backward(*inputs, radii, *upstream, *ctx.settings, to_viewmats)
     return *grads, v_viewmats if to_viewmats else None, *([None] * 7)
 
 
@@ -115,7 +114,7 @@ def spherical_harmonics_split(
     degree: int, dirs: Tensor, sh0: Tensor, shN: Tensor, masks: Tensor | None = None
 ) -> Tensor:
     """spherical_harmonics() with the coefficients as [N, 1, D] and [N, K-1, D], as optimisers hold them."""
-    return _ops.spherical_harmonics(dirs, sh0, shN, masks, degree)
+    return native.spherical_harmonics(dirs, sh0, shN, masks, degree)
 
 
 @torch.library.register_fake("gsfields::spherical_harmonics")
@@ -135,7 +134,7 @@ def _sh_setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _sh_backward(ctx, v_colors):  # type: ignore[no-untyped-def]
-    grads = _ops.spherical_harmonics_backward(*ctx.saved_tensors, ctx.degree, v_colors)
+    grads = native.spherical_harmonics_backward(*ctx.saved_tensors, ctx.degree, v_colors)
     return *grads, None, None
 
 
@@ -162,7 +161,7 @@ def bin_tiles(
     Returns ids [I] int32 (indices into N) and tile_offsets [B * tiles_y * tiles_x + 1] int64: the list of tile t
     is ids[tile_offsets[t]:tile_offsets[t + 1]], tiles row by row, view by view. Not differentiable.
     """
-    return _ops.bin_tiles(means2d, depths, conics, opacities2d, radii, width, height)
+    return native.bin_tiles(means2d, depths, conics, opacities2d, radii, width, height)
 
 
 def _tiles(width: int, height: int) -> int:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gsfields.ops.library import _ops, same_device
+from gsfields.ops.library import native, same_device
 
 
 def ssim_map(image1: Tensor, image2: Tensor) -> Tensor:
@@ -12,7 +12,7 @@ def ssim_map(image1: Tensor, image2: Tensor) -> Tensor:
     11x11 Gaussian window of sigma 1.5, zeros outside the image, C1 = 0.01², C2 = 0.03² (the form that 3D Gaussian
     Splatting trains with). Returns [B, H, W, C]; differentiable in image1, not in image2.
     """
-    return _ops.ssim(image1, image2)[0]
+    return native.ssim(image1, image2)[0]
 
 
 @torch.library.register_fake("gsfields::ssim")
@@ -37,7 +37,7 @@ def _ssim_backward(ctx, v_map, *_unused):  # type: ignore[no-untyped-def]
         return None, None
     if ctx.needs_input_grad[1]:
         raise ValueError("image2 requires a gradient, but ssim_map is differentiable in image1 only")
-    return _ops.ssim_backward(*ctx.saved_tensors, v_map), None
+    return native.ssim_backward(*ctx.saved_tensors, v_map), None
 
 
 torch.library.register_autograd("gsfields::ssim", _ssim_backward, setup_context=_ssim_setup)

@@ -18,7 +18,7 @@ torch.ops.load_library(str(_LIBRARY))
 CUDA_LIBRARY = _LIBRARY.with_name("_cuda.so")
 if torch.version.cuda and CUDA_LIBRARY.exists():
     torch.ops.load_library(str(CUDA_LIBRARY))
-_ops = torch.ops.gsfields
+native = torch.ops.gsfields
 
 
 def _refuse_cuda(op: str) -> None:
@@ -43,12 +43,12 @@ _ISAS = ("baseline", "avx2", "avx512")
 
 def available_cpu_isas() -> tuple[str, ...]:
     """The instruction sets with kernels in the library that this CPU can run, slowest first."""
-    return tuple(name for i, name in enumerate(_ISAS) if _ops.cpu_isa_available(i))
+    return tuple(name for i, name in enumerate(_ISAS) if native.cpu_isa_available(i))
 
 
 def cpu_isa() -> str:
     """The instruction set whose kernels are in use."""
-    return _ISAS[_ops.cpu_isa()]
+    return _ISAS[native.cpu_isa()]
 
 
 def set_cpu_isa(name: str) -> None:
@@ -61,7 +61,7 @@ def set_cpu_isa(name: str) -> None:
         name = available[-1]
     if name not in available:
         raise ValueError(f"cpu isa is {name!r}, but this CPU can run {', '.join(available)} or 'auto'")
-    _ops.set_cpu_isa(_ISAS.index(name))
+    native.set_cpu_isa(_ISAS.index(name))
 
 
 if os.environ.get("GSFIELDS_CPU_ISA"):
