@@ -5,9 +5,11 @@ Only what no implementation of the stage can avoid is counted, so a share is nev
 the Gaussians in view and of the pairs of pixel and Gaussian that are blended. Sorting, lists read again by
 neighbouring tiles, and pairs that are looked at and skipped are the implementation's own cost. Everything is
 float32 (4 bytes). N Gaussians, V of them in view, I (tile, Gaussian) pairs, P pixels, B blended pairs of pixel and
-Gaussian, C channels.
+Gaussian, C channels, R numbers in each of the 7 rows of a response.
 
     stage            bytes                                                  operations
+    respond          N (52 + 28 R + 44)                                     N (75 + 14 R)
+    respond backward N (68 + 28 R) + N (52 + 28 R)                          N (79 + 21 R)
     project          N (12 + 36) + V 32                                     V 196
     project backward N (8 + 44) + V (44 + 28)                               V 441
     colour           N (1 + 12) + V (12 + 192)                              V 152
@@ -29,6 +31,9 @@ what was blended; its backward reads these less the image, the gradients of imag
 gradients for all N; for the values alone it reads no values. A lift reads an image and writes sums for all N, and
 that of the weights. Values and images in half precision take 2 C where it says 4 C. SSIM reads two images and writes
 a map and three derivatives; its backward reads these less the map, its gradient, and writes one.
+A response reads centres, quaternions, logits, colours and life spans, 12 + 16 + 4 + 12 + 8 = 52, and its rows, and
+writes the first four, 44; its backward reads the gradients of these, and opacities, colours and life spans again, in
+sum 68, and the rows, and writes a gradient for all that was read.
 
 Operations. An addition, multiplication, division, square root, exponential or logarithm counts as one, a
 comparison as none, following csrc/math. Projection: camera frame 18, unit quaternion 13, rotation 39, its scaling
@@ -41,6 +46,8 @@ again 13, weight and transmittance 3, ⟨value, gradient⟩ and the value's grad
 behind it 5, to the opacity and the exponent 3, to the conic 10 and the centre 8; a lift, and the gradient of the
 values alone, as the blend. SSIM: products 4, four windowed
 means 4 · 2 · 21, formula and derivatives 31; backward 3 + 3 · 2 · 21 + 5.
+A response: life span 18, products with the code 14 R, opacity 5, sums 6, pose 46; backward life span and slopes 28,
+pose 43, logit and window 8, the rows' gradients 7 R, the code's 14 R.
 """
 
 from __future__ import annotations
@@ -49,6 +56,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.results import CaseRow, Ceilings
+from gsfields.bench.stages import RANK
 from gsfields.ops import TILE
 
 
@@ -71,6 +79,14 @@ class Achieved:
     gflop_per_s: float
     share: float  # of the time, what the binding limit alone would have taken
     bound: str  # "memory" or "fp32"
+
+
+def _respond(c: CaseRow, _: int) -> Work:
+    return Work(c.gaussians * (96 + 28 * RANK), c.gaussians * (75 + 14 * RANK))
+
+
+def _respond_backward(c: CaseRow, _: int) -> Work:
+    return Work(c.gaussians * (120 + 56 * RANK), c.gaussians * (79 + 21 * RANK))
 
 
 def _project(c: CaseRow, _: int) -> Work:
@@ -131,6 +147,8 @@ def _blended(c: CaseRow) -> float:
 
 
 FORMULAE: dict[str, Callable[..., Work]] = {
+    "respond": _respond,
+    "respond backward": _respond_backward,
     "project": _project,
     "project backward": _project_backward,
     "colour": _colour,

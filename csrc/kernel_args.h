@@ -41,6 +41,27 @@ struct ShArgs {
   S *v_dirs, *v_sh0, *v_shN;       // [B,N,3] [N,1,D] [N,rest,D]
 };
 
+// Moving Gaussians at one time of a video (math/respond.h), of which each has a response of 7 rows of `rank` numbers.
+template <class S>
+struct RespondArgs {
+  int64_t n, rank;
+  const S *means, *quats, *logits, *colors;       // [N,3] [N,4] [N] [N,3]
+  const S *response, *code, *windows;             // [N,7,rank] [rank] [N,2]
+  const S* pose;                                  // [7] or null
+  const S* time;                                  // one number, in the unit of windows
+  S softness;                                     // in the unit of windows
+  S *means_t, *quats_t, *opacities_t, *colors_t;  // at that time, as the inputs
+};
+
+template <class S>
+struct RespondBackwardArgs {
+  RespondArgs<S> forward;  // means, quats, logits and colors unused; of the outputs, opacities_t and colors_t are read
+  const S *v_means_t, *v_quats_t, *v_opacities_t, *v_colors_t;
+  S *v_means, *v_quats, *v_logits, *v_colors, *v_windows;  // as the inputs
+  S* v_response;                                           // as the input, or null
+  S* v_codes;  // sums over parts of the Gaussians of the gradient of the code [parts, rank], or null
+};
+
 GSF_HD int tiles_along(int pixels) { return (pixels + math::kTile - 1) / math::kTile; }
 
 // The tile, among those of all views, of a pixel of [B,H,W].

@@ -64,6 +64,27 @@ struct Cpu {
                          [&](int64_t begin, int64_t end) { kernel.sh_backward(a, begin, end); });
   }
 
+  template <class S>
+  static void respond(const Motion& m, const RespondArgs<S>& a) {
+    const auto& kernel = cpu::kernels().of<S>();
+    cpu::parallel_pieces(torch_threads(), m.n, cpu::kRespondChunk,
+                         [&](int64_t begin, int64_t end) { kernel.respond(a, begin, end); });
+  }
+
+  static int64_t response_parts(int64_t n) { return (n + cpu::kRespondChunk - 1) / cpu::kRespondChunk; }
+
+  template <class S>
+  static void respond_backward(const Motion& m, const RespondBackwardArgs<S>& a, S* v_code) {
+    const auto& kernel = cpu::kernels().of<S>();
+    if (a.v_response) cpu::prefer_large_pages(a.v_response, m.n * math::kResponses * m.rank * int64_t(sizeof(S)));
+    cpu::parallel_pieces(torch_threads(), m.n, cpu::kRespondChunk,
+                         [&](int64_t begin, int64_t end) { kernel.respond_backward(a, begin, end); });
+    if (!v_code) return;
+    for (int64_t d = 0; d < m.rank; ++d) v_code[d] = 0;
+    for (int64_t part = 0; part < response_parts(m.n); ++part)
+      for (int64_t d = 0; d < m.rank; ++d) v_code[d] += a.v_codes[part * m.rank + d];
+  }
+
   template <class S, class MakeIds>
   static void bin(const Tensor&, const BinInput<S>& in, int64_t* tile_offsets, const MakeIds& make_ids) {
     const cpu::Threads threads = torch_threads();
@@ -129,6 +150,15 @@ STABLE_TORCH_LIBRARY(gsfields, m) {
       "spherical_harmonics_backward(Tensor dirs, Tensor sh0, Tensor shN, Tensor? masks, int degree, Tensor v_colors) "
       "-> (Tensor v_dirs, Tensor v_sh0, Tensor v_shN)");
   m.def(
+      "respond(Tensor means, Tensor quats, Tensor logits, Tensor colors, Tensor response, Tensor code, "
+      "Tensor windows, Tensor? pose, Tensor time, float softness) -> "
+      "(Tensor means_t, Tensor quats_t, Tensor opacities_t, Tensor colors_t)");
+  m.def(
+      "respond_backward(Tensor response, Tensor code, Tensor windows, Tensor? pose, Tensor time, Tensor opacities_t, "
+      "Tensor colors_t, Tensor v_means_t, Tensor v_quats_t, Tensor v_opacities_t, Tensor v_colors_t, "
+      "float softness, bool to_response, bool to_code) -> (Tensor v_means, Tensor v_quats, Tensor v_logits, "
+      "Tensor v_colors, Tensor v_response, Tensor v_code, Tensor v_windows)");
+  m.def(
       "bin_tiles(Tensor means2d, Tensor depths, Tensor conics, Tensor opacities, Tensor radii, int width, int height) "
       "-> (Tensor ids, Tensor tile_offsets)");
   m.def(
@@ -157,6 +187,8 @@ STABLE_TORCH_LIBRARY_IMPL(gsfields, CPU, m) {
   m.impl("project_backward", TORCH_BOX(&gsfields::project_backward<gsfields::Cpu>));
   m.impl("spherical_harmonics", TORCH_BOX(&gsfields::spherical_harmonics<gsfields::Cpu>));
   m.impl("spherical_harmonics_backward", TORCH_BOX(&gsfields::spherical_harmonics_backward<gsfields::Cpu>));
+  m.impl("respond", TORCH_BOX(&gsfields::respond<gsfields::Cpu>));
+  m.impl("respond_backward", TORCH_BOX(&gsfields::respond_backward<gsfields::Cpu>));
   m.impl("bin_tiles", TORCH_BOX(&gsfields::bin_tiles<gsfields::Cpu>));
   m.impl("blend", TORCH_BOX(&gsfields::blend<gsfields::Cpu>));
   m.impl("blend_backward", TORCH_BOX(&gsfields::blend_backward<gsfields::Cpu>));

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "kernel_args.h"
+#include "math/respond.h"
 #include "math/sh.h"
 #include "tensors.h"
 
@@ -190,6 +191,109 @@ Three spherical_harmonics_backward(const Tensor& dirs, const Tensor& sh0, const 
     Backend::sh_backward(h, a);
   });
   return {v_dirs, v_sh0, v_shN};
+}
+
+// ---- motion --------------------------------------------------------------------------------------------------------
+
+// Checked, contiguous arguments of moving Gaussians that the response and its backward pass share.
+struct Motion {
+  Tensor response, code, windows, time;
+  Optional pose;
+  int64_t n, rank;
+  double softness;
+  Like like;
+
+  Motion(const Tensor& response_, const Tensor& code_, const Tensor& windows_, const Optional& pose_,
+         const Tensor& time_, double softness_)
+      : softness(softness_), like(response_, "response") {
+    response = like(response_, "response", {{"N"}, {"7", math::kResponses}, {"D"}});
+    n = response.size(0), rank = response.size(2);
+    check(n <= kMaxGaussians, "response holds ", n, " Gaussians, but at most ", kMaxGaussians, " are allowed");
+    code = like(code_, "code", {{"D", rank}});
+    windows = like(windows_, "windows", {{"N", n}, {"2", 2}});
+    if (pose_) pose = like(*pose_, "pose", {{"7", 7}});
+    time = like(time_, "time", {});
+    check(softness > 0 && std::isfinite(softness), "softness is ", softness, ", but must be finite and above 0");
+  }
+
+  // Reads time and pose, so only for tensors on the host. On other devices nothing lives at a time that is not finite.
+  void check_moment() const {
+    with_scalar(like, [&](auto s) {
+      const auto t = *in<decltype(s)>(time);
+      check(std::isfinite(t), "time is ", t, ", but must be finite");
+      if (!pose) return;
+      const auto* p = in<decltype(s)>(*pose);
+      for (int k = 0; k < 7; ++k) check(std::isfinite(p[k]), "pose holds ", p[k], ", but must be finite");
+      const double norm = std::sqrt(double(p[0] * p[0] + p[1] * p[1] + p[2] * p[2] + p[3] * p[3]));
+      check(std::abs(norm - 1) < 1e-3, "pose has a quaternion of length ", norm, ", but it must be 1");
+    });
+  }
+
+  template <class S>
+  RespondArgs<S> args() const {
+    RespondArgs<S> a{};
+    a.n = n, a.rank = rank, a.time = in<S>(time), a.softness = S(softness);
+    a.response = in<S>(response), a.code = in<S>(code), a.windows = in<S>(windows), a.pose = in<S>(pose);
+    return a;
+  }
+};
+
+template <class Backend>
+Four respond(const Tensor& means_, const Tensor& quats_, const Tensor& logits_, const Tensor& colors_,
+             const Tensor& response, const Tensor& code, const Tensor& windows, const Optional& pose,
+             const Tensor& time, double softness) {
+  const Motion m(response, code, windows, pose, time, softness);
+  if constexpr (Backend::kOnHost) m.check_moment();
+  const Dim N{"N", m.n};
+  const Tensor means = m.like(means_, "means", {N, {"3", 3}}), quats = m.like(quats_, "quats", {N, {"4", 4}});
+  const Tensor logits = m.like(logits_, "logits", {N}), colors = m.like(colors_, "colors", {N, {"3", 3}});
+  const Tensor means_t = make(means, {m.n, 3}), quats_t = make(means, {m.n, 4});
+  const Tensor opacities_t = make(means, {m.n}), colors_t = make(means, {m.n, 3});
+  with_scalar(m.like, [&](auto s) {
+    using S = decltype(s);
+    auto a = m.args<S>();
+    a.means = in<S>(means), a.quats = in<S>(quats), a.logits = in<S>(logits), a.colors = in<S>(colors);
+    a.means_t = out<S>(means_t), a.quats_t = out<S>(quats_t);
+    a.opacities_t = out<S>(opacities_t), a.colors_t = out<S>(colors_t);
+    Backend::respond(m, a);
+  });
+  return {means_t, quats_t, opacities_t, colors_t};
+}
+
+template <class Backend>
+Seven respond_backward(const Tensor& response, const Tensor& code, const Tensor& windows, const Optional& pose,
+                       const Tensor& time, const Tensor& opacities_t_, const Tensor& colors_t_,
+                       const Tensor& v_means_t_, const Tensor& v_quats_t_, const Tensor& v_opacities_t_,
+                       const Tensor& v_colors_t_, double softness, bool to_response, bool to_code) {
+  const Motion m(response, code, windows, pose, time, softness);
+  if constexpr (Backend::kOnHost) m.check_moment();
+  const Dim N{"N", m.n};
+  const Tensor opacities_t = m.like(opacities_t_, "opacities_t", {N});
+  const Tensor colors_t = m.like(colors_t_, "colors_t", {N, {"3", 3}});
+  const Tensor v_means_t = m.like(v_means_t_, "v_means_t", {N, {"3", 3}});
+  const Tensor v_quats_t = m.like(v_quats_t_, "v_quats_t", {N, {"4", 4}});
+  const Tensor v_opacities_t = m.like(v_opacities_t_, "v_opacities_t", {N});
+  const Tensor v_colors_t = m.like(v_colors_t_, "v_colors_t", {N, {"3", 3}});
+  const Tensor v_means = make(m.code, {m.n, 3}), v_quats = make(m.code, {m.n, 4}), v_logits = make(m.code, {m.n});
+  const Tensor v_colors = make(m.code, {m.n, 3}), v_windows = make(m.code, {m.n, 2});
+  // Gradients that were not asked for are empty.
+  const Tensor v_response = make(m.code, {to_response ? m.n : 0, math::kResponses, m.rank});
+  const Tensor v_code = make(m.code, {to_code ? m.rank : 0});
+  const Tensor v_codes = make(m.code, {to_code ? Backend::response_parts(m.n) : 0, m.rank});
+  with_scalar(m.like, [&](auto s) {
+    using S = decltype(s);
+    RespondBackwardArgs<S> a{};
+    a.forward = m.args<S>();
+    a.forward.opacities_t = const_cast<S*>(in<S>(opacities_t));
+    a.forward.colors_t = const_cast<S*>(in<S>(colors_t));
+    a.v_means_t = in<S>(v_means_t), a.v_quats_t = in<S>(v_quats_t);
+    a.v_opacities_t = in<S>(v_opacities_t), a.v_colors_t = in<S>(v_colors_t);
+    a.v_means = out<S>(v_means), a.v_quats = out<S>(v_quats), a.v_logits = out<S>(v_logits);
+    a.v_colors = out<S>(v_colors), a.v_windows = out<S>(v_windows);
+    a.v_response = to_response ? out<S>(v_response) : nullptr, a.v_codes = to_code ? out<S>(v_codes) : nullptr;
+    Backend::respond_backward(m, a, to_code ? out<S>(v_code) : nullptr);
+  });
+  return {v_means, v_quats, v_logits, v_colors, v_response, v_code, v_windows};
 }
 
 }  // namespace gsfields

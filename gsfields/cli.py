@@ -6,10 +6,10 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gsfields.fit.trainer import Outcome
+    from gsfields.fit.loop import Outcome
 
 Overrides = list[tuple[str, str | None]]  # (field, its text; None for a flag without one)
 
@@ -80,8 +80,33 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--frames", type=int, default=120, help="images along the path (default: 120)")
     sub.add_argument("--fps", type=int, default=24, help="frames per second of an MP4 (default: 24)")
 
-    sub = command("eval", evaluate_run, "score a run on its held-out views; writes RUN/eval.json")
+    sub = command("refine", refine, "refine the moving layers of a layered run on some frames")
     _add_run(sub)
+    sub.add_argument("--frames", help="names, stems or places of frames, a,b,c (default: all)")
+    sub.add_argument("--window", type=int, default=0, help="neighbours on each side, too (default: 0)")
+    sub.add_argument("--visits", type=int, default=40, help="steps per fitted frame (default: 40)")
+    sub.add_argument("--time-code", action="store_true", help="refine the time codes, too")
+
+    sub = command(
+        "eval",
+        evaluate_run,
+        "score a run: `eval RUN` its images on held-out views (RUN/eval.json), `eval udos RUN` its masks against "
+        "annotations (RUN/udos.json)",
+    )
+    sub.add_argument(
+        "protocol", nargs="?", choices=("images", "udos"), default="images", help="what is scored"
+    )
+    _add_run(sub)
+
+    sub = command("prep", prepare, "prepare data: `prep motion DATA` makes 2D motion masks from optical flow")
+    sub.add_argument(
+        "what", choices=("motion", "egocentric"), help="motion: masks of DATA; egocentric: make a scene"
+    )
+    sub.add_argument("data", help="folder of the scene")
+    sub.add_argument("--overwrite", action="store_true", help="replace what is there")
+    sub.epilog = (
+        "prep egocentric writes a made-up video with exact labels to DATA; --FIELD VALUE sets its options."
+    )
 
     sub = command("export", export, "write the scene of a run as a 3DGS .ply")
     sub.add_argument("run", help="folder of the run")
@@ -91,8 +116,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("ply", help="the file to read")
     sub.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
 
-    sub = command("demo", demo, "fit a small scene and write pictures: the package's own room, or --scene")
-    sub.add_argument("--scene", help="folder of a scene instead of the room")
+    sub = command(
+        "demo", demo, "fit a small scene and write pictures: the package's own video in layers, or --scene"
+    )
+    sub.add_argument("--scene", help="folder of a scene instead of the video, for a static fit")
     sub.add_argument(
         "--out", default="runs/demo", metavar="RUN", help="folder of the run (default: runs/demo)"
     )
@@ -121,9 +148,14 @@ def split_overrides(words: list[str], parser: argparse.ArgumentParser) -> tuple[
 
     Only for the commands that take fields; for others every word stays, and the parser complains itself.
     """
-    if not words or words[0] not in ("fit", "demo"):
+    own = {
+        "fit": {"--out", "--config", "--resume", "--overwrite"},
+        "demo": {"--scene", "--out"},
+        "prep": {"--overwrite"},
+    }
+    if not words or words[0] not in own:
         return words, []
-    known = {"fit": {"--out", "--config", "--resume", "--overwrite"}, "demo": {"--scene", "--out"}}[words[0]]
+    known = own[words[0]]
     kept: list[str] = [words[0]]
     overrides: Overrides = []
     rest = words[1:]
@@ -180,12 +212,42 @@ def render_run(args: argparse.Namespace, overrides: Overrides) -> int:
     return 0
 
 
+def refine(args: argparse.Namespace, overrides: Overrides) -> int:
+    from gsfields.fit import refine as refinement
+
+    options = refinement.RefineOptions(window=args.window, visits=args.visits, code=args.time_code)
+    frames = None if args.frames is None else [name for name in args.frames.split(",") if name]
+    done = refinement.refine_run(args.run, frames, options, data=args.data)
+    before, after = done.loss
+    print(f"{done.frames} frames refined, {done.fitted} with their neighbours, in {done.seconds:.1f} s")
+    print(f"loss {before:.4f} before, {after:.4f} after; checkpoint: {done.checkpoint}")
+    print(f"{done.shares}; written to {Path(args.run) / 'masks'}")
+    return 0
+
+
 def evaluate_run(args: argparse.Namespace, overrides: Overrides) -> int:
     from gsfields.fit import runs
 
+    if args.protocol == "udos":
+        path, lines = runs.evaluate_masks_of_run(args.run, data=args.data)
+        print(lines)
+        print(path)
+        return 0
     path, scores = runs.evaluate_run(args.run, data=args.data)
     views = f"mean of {len(scores.names)} held-out views"
     print(f"PSNR {scores.psnr:.2f} dB, SSIM {scores.ssim:.4f}, {views}: {path}")
+    return 0
+
+
+def prepare(args: argparse.Namespace, overrides: Overrides) -> int:
+    if args.what == "motion":
+        from gsfields.priors.motion import prepare_motion
+
+        print(prepare_motion(args.data, overwrite=args.overwrite, **_options(overrides)))
+        return 0
+    from gsfields.data.egocentric_files import prepare_egocentric
+
+    print(prepare_egocentric(args.data, overwrite=args.overwrite, **_options(overrides)))
     return 0
 
 
@@ -207,12 +269,12 @@ def import_ply(args: argparse.Namespace, overrides: Overrides) -> int:
 
 
 def demo(args: argparse.Namespace, overrides: Overrides) -> int:
-    from gsfields.fit import runs
+    from gsfields.fit.demo import demo
 
-    outcome, sheet = runs.demo(args.scene, args.out, overrides)
+    outcome, sheet = demo(args.scene, args.out, overrides)
     status = _report(outcome, args.out)
     if sheet is not None:
-        print(f"pictures (photograph, rendering, depth): {sheet}")
+        print(f"pictures: {sheet}")
     return status
 
 
@@ -237,6 +299,11 @@ def doctor(args: argparse.Namespace, overrides: Overrides) -> int:
 # ---------------------------------------------------------------------------------------------------- details
 
 
+def _options(overrides: Overrides) -> dict[str, Any]:
+    """Options of a preparation by name; the preparation checks them."""
+    return {name.replace("-", "_"): text for name, text in overrides}
+
+
 def _add_run(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("run", help="folder of the run, or of one of its checkpoints")
     sub.add_argument("--data", help="folder of the scene, if it has moved since the fit")
@@ -245,6 +312,8 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
 def _report(outcome: Outcome, run: str) -> int:
     minutes = f"{outcome.seconds / 60:.1f} min"
     print(f"step {outcome.step}, {outcome.count} Gaussians, {minutes}; checkpoint: {outcome.checkpoint}")
+    for line in outcome.report:
+        print(line)
     if outcome.ended == "interrupted":
         print(f"interrupted; continue with: gsfields fit --out {run} --resume")
         return 130

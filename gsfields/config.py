@@ -54,6 +54,9 @@ class InitConfig:
         "points: those of the data; random: uniform in the scene's box; auto: points where there are some",
     )
     random_count: int = _doc(20_000, "how many Gaussians a random start has", low=1)
+    sweep_points: int = _doc(
+        8000, "model layered: fill up points to this many by a plane sweep over the images (0: never)", low=0
+    )
     init_opacity: float = _doc(0.1, "opacity of each Gaussian at the start", low=1e-4, high=0.99)
     sh_degree: int = _doc(3, "degree of the spherical harmonics, 0 (no view dependence) to 3", low=0, high=3)
 
@@ -100,6 +103,10 @@ class DensifyConfig:
 class FitConfig:
     """The run itself."""
 
+    model: Literal["static", "layered"] = _doc(
+        "static",
+        "one static set of Gaussians, or static, semi-static and dynamic layers (sections layers, motion)",
+    )
     steps: int = _doc(3000, "optimisation steps, one image each", low=1)
     seed: int = _doc(0, "seed of all randomness: the start, the order of the images, densification", low=0)
     ssim_weight: float = _doc(0.2, "the loss is (1 - w) L1 + w (1 - SSIM)", low=0, high=1)
@@ -117,6 +124,69 @@ class FitConfig:
     max_minutes: float | None = _doc(
         None, "end the run after this time, schedules unchanged (none: no limit)", low=0
     )
+
+
+@dataclass
+class LayersConfig:
+    """Model layered: the semi-static and dynamic Gaussians, and where they start."""
+
+    shell_count: int = _doc(1500, "Gaussians of the far shell behind everything (0: none)", low=0)
+    shell_radius: float = _doc(3.0, "radius of the shell, times the depth of the farthest points", low=1)
+    semistatic_count: int = _doc(1500, "semi-static seeds over the whole video, at most", low=0)
+    dynamic_count: int = _doc(200, "dynamic seeds per frame of the video, at most", low=0)
+    dynamic_total: int = _doc(30_000, "dynamic seeds over the whole video, at most", low=0)
+    semistatic_rank: int = _doc(4, "length of the semi-static time code", low=1)
+    semistatic_rows: int = _doc(9, "rows of its basis", low=1)
+    semistatic_steps: int = _doc(4, "how many of those rows are steps instead of waves", low=0)
+    dynamic_rank: int = _doc(8, "length of the dynamic time code", low=1)
+    dynamic_rows: int | None = _doc(
+        None, "rows of its basis (none: a quarter of the frames, 21 to 64)", low=1
+    )
+    dynamic_frame: Literal["camera", "world"] = _doc("camera", "frame that the dynamic layer lives in")
+    semistatic_span: float = _doc(0.15, "half life span of semi-static seeds, share of the video", low=0)
+    spans_lr: float = _doc(
+        5e-3, "births and deaths of static Gaussians in the warm-up, shares of the video", low=0
+    )
+    agreement: float = _doc(
+        0.9, "share of mortal neighbours that makes a mortal static Gaussian semi-static", low=0, high=1
+    )
+    dynamic_span: float = _doc(0.4, "half life span of dynamic seeds, frames", low=0)
+    softness: float = _doc(0.2, "softness of the ends of life spans, frames", low=1e-3)
+    seed_opacity: float = _doc(0.3, "opacity of the seeds of moving layers", low=1e-3, high=0.99)
+    from_mask: float = _doc(
+        0.6, "share of dynamic seeds drawn from the motion masks; the others from the residual", low=0, high=1
+    )
+    gain_rows: int = _doc(1, "rows of the brightness of the static layer over time (1: constant)", low=1)
+    static_beta: bool = _doc(
+        False, "an uncertainty of static Gaussians too (LMF's text; NeuralDiff's code has none)"
+    )
+
+
+@dataclass
+class MotionConfig:
+    """Model layered: the terms of its loss, and the learning rates of what moves."""
+
+    warmup: float = _doc(0.4, "share of the run in which only the static layer is fitted", low=0, high=1)
+    pmf: float = _doc(1.1, "weight of positive motion fusion (LMF equation 11; 0: off)", low=0)
+    nmf: float = _doc(1.0, "weight of negative motion fusion (LMF equation 12; 0: off)", low=0)
+    nmf_threshold: float = _doc(0.5, "motion scores above this count as moving in it", low=0, high=1)
+    rgb_form: Literal["released", "paper"] = _doc(
+        "released", "form of the colour loss (LMF equation 4): of NeuralDiff's code or of the text"
+    )
+    sparsity: float = _doc(0.01, "weight of the mean masks of the moving layers", low=0)
+    purity: float = _doc(0.1, "weight of the colour errors of each layer by itself", low=0)
+    entropy: float = _doc(0.0, "weight of the entropy of the dynamic mask, from half of the run on", low=0)
+    moving_means_lr: float = _doc(4e-4, "centres of moving Gaussians, times the depth of the scene", low=0)
+    moving_scales_lr: float = _doc(1e-2, "logarithms of their scales", low=0)
+    moving_quats_lr: float = _doc(5e-3, "rotations", low=0)
+    moving_opacities_lr: float = _doc(5e-2, "logits of their opacities", low=0)
+    moving_colors_lr: float = _doc(2e-2, "SH coefficients of degree 0", low=0)
+    response_lr: float = _doc(
+        2e-4, "responses to the time code; of positions times the depth of the scene", low=0
+    )
+    windows_lr: float = _doc(2e-2, "middles (frames) and log half lengths of life spans", low=0)
+    uncertainty_lr: float = _doc(2e-2, "uncertainties before softplus", low=0)
+    code_lr: float = _doc(1e-3, "the learned part of the time codes, and the brightness", low=0)
 
 
 @dataclass
@@ -144,6 +214,8 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     densify: DensifyConfig = field(default_factory=DensifyConfig)
     fit: FitConfig = field(default_factory=FitConfig)
+    layers: LayersConfig = field(default_factory=LayersConfig)
+    motion: MotionConfig = field(default_factory=MotionConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
 

@@ -23,6 +23,7 @@ PACKAGE = Path(__file__).parent
 TORCH_MIN = (2, 10)  # the oldest torch whose stable ABI has all that the native library calls
 OPTIONAL = {
     "av": "MP4 files: pip install av",
+    "opencv-python-headless": "2D motion masks (gsfields prep motion): pip install opencv-python-headless",
     "tensorboard": "training curves in a browser: pip install tensorboard",
     "gsplat": "only compared with in the tests and benchmarks: pip install gsplat==1.5.3",
 }
@@ -51,7 +52,7 @@ def report() -> str:
 
 
 def render(findings: list[Finding]) -> str:
-    lines = [f"{'ok' if f.ok else '--':4}{f.subject:14}{f.detail}" for f in findings]
+    lines = [f"{'ok' if f.ok else '--':4}{f.subject:13} {f.detail}" for f in findings]
     remedies = [f"  {f.subject}: {f.remedy}" for f in findings if f.remedy]
     return "\n".join(
         [*lines, *(["", "To do about what is missing, if you want it:", *remedies] if remedies else [])]

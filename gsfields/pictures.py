@@ -48,6 +48,11 @@ def depth_colors(depth: Tensor, alpha: Tensor) -> Tensor:
     return colors * alpha.clamp(0, 1)
 
 
+def grey(mask: Tensor) -> Tensor:
+    """A mask [H, W] as an image [H, W, 3]."""
+    return mask[..., None].expand(*mask.shape, 3)
+
+
 def contact_sheet(rows: Sequence[Sequence[Tensor]], titles: Sequence[str], *, gap: int = 6) -> Tensor:
     """Images [H, W, 3] of one size in rows and columns under column titles, as one image [H', W', 3]."""
     height, width = rows[0][0].shape[:2]

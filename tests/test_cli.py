@@ -139,7 +139,7 @@ def test_help_is_instant_and_imports_nothing_heavy():
 def test_fields_lists_every_field(capsys):
     assert main(["fields"]) == 0
     text = capsys.readouterr().out
-    assert "--means-lr" in text and "recipes (--config): blender, colmap, default, demo" in text
+    assert "--means-lr" in text and "recipes (--config): blender, colmap, default, demo, lmf" in text
 
 
 def test_bench_times_this_machine(tmp_path, capsys):
@@ -152,7 +152,10 @@ def test_bench_times_this_machine(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["bench", "--stage", "blur"], "stage is 'blur', but must be one of: project, "),
+        (
+            ["bench", "--stage", "blur"],
+            "stage is 'blur', but must be one of: respond, respond backward, project, ",
+        ),
         (["bench", "--device", "tpu"], "device is 'tpu', but must be 'cpu' or 'cuda'"),
         (["bench", "--profile", "blend", "--device", "cpu"], "a profile needs a GPU"),
         (["bench", "--profile", "blend", "--stage", "bin"], "--profile times nothing"),

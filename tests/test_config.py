@@ -29,7 +29,7 @@ def test_default_recipe_lists_every_field_at_its_default():
     assert tree == configuration.to_dict(Config())
 
 
-@pytest.mark.parametrize("name", ["default", "blender", "colmap", "demo"])
+@pytest.mark.parametrize("name", ["default", "blender", "colmap", "demo", "lmf"])
 def test_every_recipe_loads(name):
     assert isinstance(configuration.load(name), Config)
 

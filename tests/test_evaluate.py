@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from gsfields.evaluate.image import psnr, score, ssim
+from gsfields.evaluate.image import psnr, psnr_parts, score, ssim
 from gsfields.files import to_json
 from tests.test_losses import images, reference_ssim
 
@@ -21,6 +21,23 @@ def test_renderings_are_clamped_but_not_rounded():
     target = torch.ones(4, 4, 3)
     assert psnr(torch.full((4, 4, 3), 1.5), target) == math.inf
     assert psnr(torch.full((4, 4, 3), 1 - 1e-3), target) == pytest.approx(60, abs=1e-2)
+
+
+def test_psnr_of_what_moves_and_of_the_rest():
+    target = torch.full((4, 6, 3), 0.5)
+    image, front = target + 0.01, torch.zeros(4, 6)
+    image[:2] += 0.09
+    front[:2] = 3  # any label but 0
+    whole, inside, outside = psnr_parts(image, target, front)
+    assert (inside, outside) == (pytest.approx(20, abs=1e-3), pytest.approx(40, abs=1e-3))
+    assert whole == pytest.approx(-10 * math.log10((0.1**2 + 0.01**2) / 2), abs=1e-3)
+    assert math.isnan(psnr_parts(image, target, torch.zeros(4, 6)).foreground)
+    counts = torch.ones(4, 6)
+    counts[1:] = 0
+    masked = psnr_parts(image, target, front, counts)
+    assert masked.whole == masked.foreground == pytest.approx(20, abs=1e-3) and math.isnan(masked.background)
+    with pytest.raises(ValueError, match=r"foreground must be \[4, 6\], but is \[6\]"):
+        psnr_parts(image, target, front[0])
 
 
 def test_ssim_agrees_with_its_definition():

@@ -2,6 +2,7 @@
 // Nothing here may emit a weak symbol; see kernels.h.
 #include "blend.h"
 #include "project.h"
+#include "respond.h"
 #include "spans.h"
 #include "ssim.h"
 
@@ -27,6 +28,8 @@ constexpr Kernels<S> table() {
           .project_backward = project_backward<S, L>,
           .sh = sh<S>,
           .sh_backward = sh_backward<S>,
+          .respond = respond<S, L>,
+          .respond_backward = respond_backward<S, L>,
           .tile_spans = tile_spans<S>,
           .pack = pack<S, L>,
           .blend_scratch = blend_scratch<S, L>,

@@ -19,6 +19,9 @@ namespace gsfields::cpu {
 // so that they do not depend on the number of threads.
 constexpr int64_t kProjectChunk = 1024;
 
+// Gaussians per chunk of the responses, for the sake of the code's gradient.
+constexpr int64_t kRespondChunk = 512;
+
 // A run of tiles in one row of tiles.
 struct Span {
   int32_t first_tile, count;
@@ -98,6 +101,8 @@ struct Kernels {
   void (*project_backward)(const ProjectBackwardArgs<S>&, int64_t begin, int64_t end);  // begin: multiple of chunk
   void (*sh)(const ShArgs<S>&, int64_t begin, int64_t end);
   void (*sh_backward)(const ShArgs<S>&, int64_t begin, int64_t end);
+  void (*respond)(const RespondArgs<S>&, int64_t begin, int64_t end);
+  void (*respond_backward)(const RespondBackwardArgs<S>&, int64_t begin, int64_t end);  // begin: multiple of chunk
   // Writes the spans of Gaussians ids[0, count), at most tiles_y each, and how many each has; returns their number.
   int64_t (*tile_spans)(const SpanArgs<S>&, const int32_t* ids, int64_t count, Span* spans, int32_t* spans_each);
   void (*pack)(const BlendArgs<S>&, int64_t begin, int64_t end);  // Gaussians

@@ -57,22 +57,13 @@ GSF_HD bool any(M m) {
   return some;
 }
 
-// exp(-x) for x >= 0, given x * math::kExpScale<S>. Float: 2^-x by a minimax polynomial of degree 5 on [-1/2, 1/2]
-// (relative error 8e-8); double: the library's exp, lane by lane.
+// exp(-x) for x >= 0, given x * math::kExpScale<S>. Float: 2^-x; double: the library's exp, lane by lane.
 template <class V>
 GSF_HD V exp_negative(V scaled) {
   if constexpr (sizeof(scaled[0]) == 4) {
-    typedef uint32_t U __attribute__((vector_size(sizeof(V))));
-    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer held in the low mantissa bits
     const V x = gsfields::math::max(V(-scaled), V(V{} - 126.0f));
-    const V shifted = x + magic;
-    const V f = x - (shifted - magic);
-    V p = f * 1.327647129073739e-03f + 9.675540961325169e-03f;
-    p = p * f + 5.550713092088699e-02f;
-    p = p * f + 2.402212023735046e-01f;
-    p = p * f + 6.931469440460205e-01f;
-    p = p * f + 1.0000001192092896f;
-    return (V)((U)p + ((U)shifted << 23));
+    const V shifted = x + gsfields::math::kRoundingShift;
+    return gsfields::math::exp2_of(shifted, V(x - (shifted - gsfields::math::kRoundingShift)));
   } else {
     V e;
     for (unsigned i = 0; i < sizeof(V) / sizeof(scaled[0]); ++i) e[i] = __builtin_exp(-scaled[i]);

@@ -79,19 +79,6 @@ P* at_row(P* image, const BlendInput<S>& in, int64_t view, int64_t stride) {
   return static_cast<Byte*>(image) + first_row(in, view) * stride * math::bytes_of(in.storage, int64_t(sizeof(S)));
 }
 
-// The kernel backs large arrays that are about to be written with large pages, where it offers them: a page fault per
-// 4 KB takes longer than many a blend of many channels.
-void prefer_large_pages(void* array, int64_t bytes) {
-#if defined(__linux__)
-  constexpr uintptr_t kPage = uintptr_t(2) << 20;
-  const uintptr_t begin = (uintptr_t(array) + kPage - 1) / kPage * kPage,
-                  end = (uintptr_t(array) + uintptr_t(bytes)) / kPage * kPage;
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)array, (void)bytes;
-#endif
-}
-
 // The splats of all views, ready for blending.
 template <class S>
 Memory pack_views(const BlendInput<S>& in, const Threads& threads) {
@@ -192,6 +179,22 @@ void parallel_ranges(const Threads& threads, int64_t n, int64_t grain, const std
     const int64_t begin = items * worker / workers * grain, end = items * (worker + 1) / workers * grain;
     f(begin, std::min(end, n));
   });
+}
+
+void parallel_pieces(const Threads& threads, int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& f) {
+  for_each_item(threads, 0, (n + grain - 1) / grain,
+                [&](int64_t item, int) { f(item * grain, std::min((item + 1) * grain, n)); });
+}
+
+void prefer_large_pages(void* array, int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = uintptr_t(2) << 20;
+  const uintptr_t begin = (uintptr_t(array) + kPage - 1) / kPage * kPage,
+                  end = (uintptr_t(array) + uintptr_t(bytes)) / kPage * kPage;
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)array, (void)bytes;
+#endif
 }
 
 template <class S>

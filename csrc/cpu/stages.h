@@ -20,6 +20,13 @@ struct Threads {
 // Calls f(begin, end) on disjoint ranges that cover [0, n), each a multiple of `grain` long except the last.
 void parallel_ranges(const Threads& threads, int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& f);
 
+// The same in pieces of `grain`, handed out one by one: for items that differ widely in cost.
+void parallel_pieces(const Threads& threads, int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& f);
+
+// The kernel backs large arrays that are about to be written with large pages, where it offers them: a page fault per
+// 4 KB takes longer than many a blend of many channels.
+void prefer_large_pages(void* array, int64_t bytes);
+
 // Tile lists of `views` images: for each tile the visible Gaussians that reach it, front to back, ties by index.
 // A depth sort, then a counting sort into tiles.
 template <class S>

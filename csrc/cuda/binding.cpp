@@ -59,6 +59,18 @@ struct Cuda {
     run("spherical_harmonics_backward", h.dirs, [&](cudaStream_t stream) { return cuda::sh_backward(a, stream); });
   }
 
+  template <class S>
+  static void respond(const Motion& m, const RespondArgs<S>& a) {
+    run("respond", m.code, [&](cudaStream_t stream) { return cuda::respond(a, stream); });
+  }
+
+  static int64_t response_parts(int64_t n) { return cuda::response_parts(n); }
+
+  template <class S>
+  static void respond_backward(const Motion& m, const RespondBackwardArgs<S>& a, S* v_code) {
+    run("respond_backward", m.code, [&](cudaStream_t stream) { return cuda::respond_backward(a, v_code, stream); });
+  }
+
   template <class S, class MakeIds>
   static void bin(const Tensor& like, const BinInput<S>& in, int64_t* tile_offsets, const MakeIds& make_ids) {
     Scratch scratch(like);
@@ -116,6 +128,8 @@ STABLE_TORCH_LIBRARY_IMPL(gsfields, CUDA, m) {
   m.impl("project_backward", TORCH_BOX(&gsfields::project_backward<gsfields::Cuda>));
   m.impl("spherical_harmonics", TORCH_BOX(&gsfields::spherical_harmonics<gsfields::Cuda>));
   m.impl("spherical_harmonics_backward", TORCH_BOX(&gsfields::spherical_harmonics_backward<gsfields::Cuda>));
+  m.impl("respond", TORCH_BOX(&gsfields::respond<gsfields::Cuda>));
+  m.impl("respond_backward", TORCH_BOX(&gsfields::respond_backward<gsfields::Cuda>));
   m.impl("bin_tiles", TORCH_BOX(&gsfields::bin_tiles<gsfields::Cuda>));
   m.impl("blend", TORCH_BOX(&gsfields::blend<gsfields::Cuda>));
   m.impl("blend_backward", TORCH_BOX(&gsfields::blend_backward<gsfields::Cuda>));

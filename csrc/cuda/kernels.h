@@ -40,6 +40,16 @@ cudaError_t sh(const ShArgs<S>& a, cudaStream_t stream);
 template <class S>
 cudaError_t sh_backward(const ShArgs<S>& a, cudaStream_t stream);
 
+template <class S>
+cudaError_t respond(const RespondArgs<S>& a, cudaStream_t stream);
+
+// How many parts a.v_codes of respond_backward() holds for n Gaussians.
+int64_t response_parts(int64_t n);
+
+// v_code: [rank], or null where a.v_codes is. Bit-identical over runs.
+template <class S>
+cudaError_t respond_backward(const RespondBackwardArgs<S>& a, S* v_code, cudaStream_t stream);
+
 // tile_offsets: [B·tiles + 1]. make_ids(pairs) gives the memory of the list once its length is known, for which the
 // host waits once. cudaErrorInvalidValue where splats, tiles or pairs are 2^32 or more.
 template <class S>

@@ -68,6 +68,34 @@ GSF_HD T log(T x) {
     return x;
   }
 }
+
+// 2^(n + f) for lanes of float, |f| <= 1/2 and n of at most 126: a minimax polynomial of degree 5 (relative error
+// 8e-8). n comes as n + kRoundingShift, whose lowest bits hold it: adding that number rounds to an integer.
+constexpr float kRoundingShift = 12582912.0f;  // 1.5 * 2^23
+template <class T>
+GSF_HD T exp2_of(T shifted, T f) {
+  typedef unsigned U __attribute__((vector_size(sizeof(T))));
+  T p = f * 1.327647129073739e-03f + 9.675540961325169e-03f;
+  p = p * f + 5.550713092088699e-02f;
+  p = p * f + 2.402212023735046e-01f;
+  p = p * f + 6.931469440460205e-01f;
+  p = p * f + 1.0000001192092896f;
+  return (T)((U)p + ((U)shifted << 23));
+}
+
+// e^x. Lanes of float end at e^-87 and e^87.
+template <class T>
+GSF_HD T exp(T x) {
+  if constexpr (sizeof(x[0]) == 4) {
+    const T y = min(max(x, splat<T>(-87.0f)), splat<T>(87.0f));
+    const T shifted = y * 1.44269504f + kRoundingShift, n = shifted - kRoundingShift;
+    const T rest = y - n * 0.693145752f - n * 1.42860677e-6f;  // ln 2 in two parts, of which the first is short
+    return x == x ? exp2_of(shifted, T(rest * 1.44269504f)) : x;
+  } else {
+    for (unsigned l = 0; l < sizeof(T) / sizeof(x[0]); ++l) x[l] = __builtin_exp(x[l]);
+    return x;
+  }
+}
 #endif
 // Scalars. Device code knows no builtins, but has the functions of math.h.
 #if defined(__CUDACC__)
@@ -77,6 +105,8 @@ GSF_HD T log(T x) {
 #endif
 GSF_HD float sqrt(float x) { return GSF_LIBM(sqrtf)(x); }
 GSF_HD double sqrt(double x) { return GSF_LIBM(sqrt)(x); }
+GSF_HD float exp(float x) { return GSF_LIBM(expf)(x); }
+GSF_HD double exp(double x) { return GSF_LIBM(exp)(x); }
 GSF_HD float log(float x) { return GSF_LIBM(logf)(x); }
 GSF_HD double log(double x) { return GSF_LIBM(log)(x); }
 GSF_HD float ceil(float x) { return GSF_LIBM(ceilf)(x); }

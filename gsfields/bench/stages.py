@@ -14,7 +14,17 @@ from gsfields.bench.clock import Task
 from gsfields.bench.scene import Scene, moved
 
 SH_DEGREE = 3
-GEOMETRY = ("project", "project backward", "colour", "colour backward", "bin", "plan")
+RANK = 8  # numbers in a row of the response of moving Gaussians
+GEOMETRY = (
+    "respond",
+    "respond backward",
+    "project",
+    "project backward",
+    "colour",
+    "colour backward",
+    "bin",
+    "plan",
+)
 BLENDING = ("blend", "blend backward", "render", "render+backward")
 SSIM = ("ssim", "ssim backward")
 STAGES = (*GEOMETRY, *BLENDING, *SSIM)
@@ -132,11 +142,37 @@ def geometry_tasks(scene: Scene) -> dict[str, Task]:
         return outputs, leaf.geometry, [torch.ones_like(t) for t in outputs]
 
     return {
+        **_motion_tasks(scene),
         "project": Task(lambda i: project(scene, i)),
         "project backward": Task(differentiate, built),
         **_colour_tasks(scene, [visible(radii) for *_, radii in projected]),
         "bin": Task(lambda i: bin_tiles(projected[i % count], scene)),
         "plan": Task(lambda i: project_and_bin(scene, i)),
+    }
+
+
+def _motion_tasks(scene: Scene) -> dict[str, Task]:
+    """The scene's Gaussians, all of which live, as a layer that moves with the camera."""
+    noise = torch.Generator().manual_seed(0)
+    shapes = {"colors": (len(scene), 3), "response": (len(scene), 7, RANK), "code": (RANK,)}
+    drawn = {name: 0.1 * torch.randn(shape, generator=noise) for name, shape in shapes.items()}
+    drawn["windows"] = torch.tensor([0.5, 0.0]).repeat(len(scene), 1)  # middle, log of half the length
+    given = [scene.means, scene.quats, scene.opacities.clamp(0.05, 0.95).logit()]
+    given += [t.to(scene.means.device) for t in drawn.values()]
+    pose = given[0].new_tensor([0.6, 0.0, 0.8, 0.0, 1.0, 2.0, 3.0])
+
+    def respond(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        means, quats, logits, colors, response, code, windows = tensors
+        return ops.respond(means, quats, logits, colors, response, code, windows, 0.5, 0.1, pose)
+
+    def built(_: int) -> tuple[tuple[Tensor, ...], list[Tensor], list[Tensor]]:
+        leaves = [t.detach().requires_grad_() for t in given]
+        outputs = respond(leaves)
+        return outputs, leaves, [torch.ones_like(t) for t in outputs]
+
+    return {
+        "respond": Task(lambda _: respond(given)),
+        "respond backward": Task(differentiate, built),
     }
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -14,23 +14,30 @@ from torch import Tensor
 
 from gsfields.camera import Camera
 from gsfields.data.images import ImageCache, Pixels
+from gsfields.data.lens import Intrinsics
 
 
 @dataclass
 class View:
     """One posed image, whose pixels `load` produces when they are asked for.
 
-    image() and mask() agree with camera.height and camera.width.
+    image(), mask() and motion_mask() agree with camera.height and camera.width.
     """
 
     name: str  # unique in its dataset
     camera: Camera  # float32, CPU
     load: Callable[[], Pixels] = field(repr=False)
-    image_path: Path | None = None  # the file the pixels come from, None if they were made in memory
-    time: float | None = None  # as the format gives it, usually 0 to 1 over the video
+    image_path: Path | None = None  # the file the pixels come from; None if made in memory or read from a tar
+    time: float | None = None  # as the format gives it: 0 to 1 over the video, or a frame's number
     bounds: tuple[float, float] | None = (
         None  # nearest and farthest depth of the scene, world units, if known
     )
+    lens: Intrinsics | None = None  # of the photo as taken, at its full size; None if made in memory
+    load_motion: Callable[[], Tensor] | None = field(default=None, repr=False)  # see motion_mask
+    stem: str = ""  # names output files: that of the photo's file, longer where two would share it
+
+    def __post_init__(self) -> None:
+        self.stem = self.stem or PurePosixPath(self.name).stem
 
     @classmethod
     def from_image(
@@ -40,11 +47,13 @@ class View:
         image: Tensor,
         *,
         mask: Tensor | None = None,
+        motion_mask: Tensor | None = None,
         time: float | None = None,
     ) -> View:
         """A view of an image held in memory.
 
-        image is [H, W, 3], float32 in [0, 1] or uint8; mask is [H, W], nonzero where the pixel counts.
+        image is [H, W, 3], float32 in [0, 1] or uint8; mask is [H, W], nonzero where the pixel counts;
+        motion_mask is [H, W], float32 in [0, 1].
 
         Raises ValueError if the sizes differ from the camera's.
         """
@@ -55,8 +64,15 @@ class View:
             )
         if mask is not None and list(mask.shape) != size:
             raise ValueError(f"mask must be {size}, but is {list(mask.shape)}")
+        if motion_mask is not None and (
+            list(motion_mask.shape) != size or motion_mask.dtype != torch.float32
+        ):
+            raise ValueError(
+                f"motion_mask must be float32 {size}, but is {motion_mask.dtype} {list(motion_mask.shape)}"
+            )
         pixels = Pixels(image, None if mask is None else mask != 0)
-        return cls(name, camera, lambda: pixels, time=time)
+        load_motion = None if motion_mask is None else lambda: motion_mask
+        return cls(name, camera, lambda: pixels, time=time, load_motion=load_motion)
 
     def image(self) -> Tensor:
         """float32 [H, W, 3] in [0, 1]. Do not modify it in place: an image held in memory is not copied."""
@@ -67,6 +83,23 @@ class View:
         """float32 [H, W], 1 where the pixel counts and 0 where it does not; None if all of them count."""
         mask = self.load().mask
         return None if mask is None else mask.float()
+
+    @property
+    def has_motion_mask(self) -> bool:
+        return self.load_motion is not None
+
+    def motion_mask(self) -> Tensor | None:
+        """float32 [H, W] in [0, 1]: how surely a 2D method says that the pixel shows something moving now;
+        None if it said nothing of this image. Do not modify it in place.
+        """
+        return None if self.load_motion is None else self.load_motion()
+
+    @property
+    def file_size(self) -> tuple[int, int]:
+        """(width, height) of the photo as taken: the grid on which masks of it are written and judged."""
+        if self.lens is None:
+            return self.camera.width, self.camera.height
+        return self.lens.width, self.lens.height
 
 
 @dataclass
@@ -99,6 +132,9 @@ class Dataset:
         if not self.views:
             raise ValueError(f"dataset {self.name!r} has no views")
         _check_split(self.views, self.train, self.test)
+        if len({view.stem for view in self.views}) < len(self.views):
+            for view, stem in zip(self.views, unique_stems([view.name for view in self.views]), strict=True):
+                view.stem = stem
         if self.points is not None and (self.points.ndim != 2 or self.points.shape[1] != 3):
             raise ValueError(f"points must be [M, 3], but are {list(self.points.shape)}")
         if self.point_colors is not None and (
@@ -119,6 +155,37 @@ class Dataset:
 
     def test_views(self) -> list[View]:
         return [self.views[i] for i in self.test]
+
+    def times(self) -> Tensor:
+        """When each view was taken, float64 [views] in [0, 1]: the times the format gives, from the first to
+        the last; or, where a view has none or all have the same, the views' places in name order.
+        """
+        given = [view.time for view in self.views]
+        known = [time for time in given if time is not None]
+        if len(known) == len(given) and min(known) < max(known):
+            times = torch.tensor(known, dtype=torch.float64)
+            return (times - times.min()) / (times.max() - times.min())
+        times = torch.zeros(len(self.views), dtype=torch.float64)
+        order = sorted(range(len(self.views)), key=lambda i: self.views[i].name)
+        times[order] = torch.arange(len(order), dtype=torch.float64) / max(1, len(order) - 1)
+        return times
+
+
+def unique_stems(names: Sequence[str]) -> list[str]:
+    """A file name without suffix for each view: the last part of its name if that tells all views apart, else
+    the whole name with _ for /, and what else it takes.
+    """
+    paths = [PurePosixPath(name) for name in names]
+    flat = [path.as_posix().replace("/", "_") for path in paths]
+    attempts = (
+        [path.stem for path in paths],
+        [path.with_suffix("").as_posix().replace("/", "_") for path in paths],
+        [name.replace(".", "_") for name in flat],
+    )
+    for stems in attempts:
+        if len(set(stems)) == len(stems):
+            return stems
+    return [f"{i:06d}_{name.replace('.', '_')}" for i, name in enumerate(flat)]
 
 
 def hold_out(count: int, every: int) -> tuple[list[int], list[int]]:

@@ -6,15 +6,25 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 
 from gsfields.camera import Camera
-from gsfields.data.dataset import Dataset, View, hold_out
-from gsfields.data.images import CACHE_BYTES, SUFFIXES, Header, ImageCache, ImageFile, read_header
+from gsfields.data.dataset import Dataset, View, hold_out, unique_stems
+from gsfields.data.images import (
+    CACHE_BYTES,
+    SUFFIXES,
+    Header,
+    ImageCache,
+    ImageFile,
+    Photo,
+    read_header,
+)
 from gsfields.data.lens import Intrinsics
+from gsfields.data.motion_masks import MaskFile, MaskFolder
+from gsfields.data.tar_frames import TarFrames
 
 
 @dataclass(frozen=True)
@@ -25,7 +35,8 @@ class LoadOptions:
     width: int | None = None  # or: the width of the images, pixels
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)  # laid under transparent images
     split_every: int = 8  # see dataset.hold_out
-    cache_bytes: int = CACHE_BYTES  # bound of the memory for decoded images
+    cache_bytes: int = CACHE_BYTES  # bound of the memory for decoded images and masks
+    motion_masks: Path | None = None  # folder with a soft mask per image, named after it
 
     def __post_init__(self) -> None:
         if self.downscale is not None and self.width is not None:
@@ -56,7 +67,8 @@ class Frame:
     """One posed photo as a format states it."""
 
     name: str  # the view's name: the path in the dataset, without the folder images/
-    folder: Path  # of the full-size photo; folder_2, folder_4, ... beside it may hold smaller copies
+    # of the full-size photo; folder_2, folder_4, ... beside it may hold smaller copies
+    folder: Path | TarFrames
     file: str  # the photo's path in that folder
     viewmat: np.ndarray  # float64 [4, 4] world -> camera, OpenCV axes
     lens: Intrinsics  # at the size that the format states
@@ -64,6 +76,7 @@ class Frame:
     time: float | None = None
     bounds: tuple[float, float] | None = None
     held_out: bool | None = None  # True: test, False: training, None: the rule decides
+    aliases: tuple[str, ...] = ()  # other stems that the file of its motion mask may have
 
 
 @dataclass
@@ -155,12 +168,20 @@ def with_suffix(path: Path) -> Path:
 
 
 def build_dataset(
-    frames: Sequence[Frame], options: LoadOptions, *, points: Points | None = None, name: str = ""
+    frames: Sequence[Frame],
+    options: LoadOptions,
+    *,
+    points: Points | None = None,
+    name: str = "",
+    uniform: bool = False,
 ) -> Dataset:
     """The Dataset of `frames`. Headers of all images are read now, pixels when a view is asked for them.
 
     If the frames say which are held out, they stay in their order; otherwise they are put in name order
     (plain string order, as in 3DGS) and every `options.split_every`-th is held out.
+
+    `uniform` frames are those of a video, all of one size and kind: only the first header is read, however
+    many there are; one that is of another size is refused when it is decoded.
 
     Raises:
         FileNotFoundError: images or masks are missing.
@@ -172,21 +193,45 @@ def build_dataset(
     explicit = any(frame.held_out is not None for frame in frames)
     frames = list(frames) if explicit else sorted(frames, key=lambda frame: frame.name)
     sources = _locate(frames, options)
-    headers = [read_header(path) for path, _ in sources]
+    if uniform:
+        headers = [read_header(sources[0][0])] * len(frames)
+    else:
+        headers = [read_header(photo) for photo, _ in sources]
+    stems = unique_stems([frame.name for frame in frames])
+    motion_masks = _find_motion_masks(frames, stems, options)
     cache = ImageCache(options.cache_bytes)
-    views = []
-    for frame, (path, factor), header in zip(frames, sources, headers, strict=True):
-        _check_size(frame.lens, path, header, factor)
+    views: list[View] = []
+    for i, (frame, (photo, factor), header) in enumerate(zip(frames, sources, headers, strict=True)):
+        _check_size(frame.lens, photo, header, factor)
         width, height = _target_size(frame.lens, header, factor, options)
         if frame.mask_path is not None:
-            _check_mask(frame, path, header)
-        camera = Camera(
-            torch.from_numpy(frame.viewmat).float(), frame.lens.resized(width, height).K, width, height
-        )
+            _check_mask(frame, photo, header)
         at_file = frame.lens.resized(header.width, header.height)
-        image = ImageFile(path, at_file, width, height, options.background, frame.mask_path)
-        load = partial(cache.get, frame.name, image.load)
-        views.append(View(frame.name, camera, load, path, frame.time, frame.bounds))
+        image = ImageFile(photo, at_file, width, height, options.background, frame.mask_path)
+        load_motion = None
+        if (path := motion_masks[i]) is not None:
+            mask_file = MaskFile(path, at_file, width, height)
+            if not uniform or not any(view.has_motion_mask for view in views[-1:]):
+                mask_file.check()
+            load_motion = partial(_cached_mask, cache, mask_file)
+        views.append(
+            View(
+                frame.name,
+                Camera(
+                    torch.from_numpy(frame.viewmat).float(),
+                    frame.lens.resized(width, height).K,
+                    width,
+                    height,
+                ),
+                partial(cache.get, frame.name, image.load),
+                photo if isinstance(photo, Path) else None,
+                frame.time,
+                frame.bounds,
+                frame.lens,
+                load_motion,
+                stems[i],
+            )
+        )
     if explicit:
         train = [i for i, frame in enumerate(frames) if not frame.held_out]
         test = [i for i, frame in enumerate(frames) if frame.held_out]
@@ -198,22 +243,45 @@ def build_dataset(
     return Dataset(views, train, test, positions, colors, background, name, cache)
 
 
-def _locate(frames: Sequence[Frame], options: LoadOptions) -> list[tuple[Path, int]]:
-    """(photo, factor of its folder) of every frame; all of them are looked for before any is read."""
-    folders = {root: ImageFolders(root) for root in {frame.folder for frame in frames}}
-    sources = [folders[frame.folder].choose(frame.file, frame.lens, options) for frame in frames]
-    missing = [
-        frame.folder / frame.file for frame, source in zip(frames, sources, strict=True) if source is None
+def _cached_mask(cache: ImageCache, mask: MaskFile) -> torch.Tensor:
+    return cache.get((mask.path,), lambda: (mask.load(),))[0]
+
+
+def _find_motion_masks(
+    frames: Sequence[Frame], stems: Sequence[str], options: LoadOptions
+) -> list[Path | None]:
+    """The file of every frame's motion mask, if it has one: named by the view's stem, by the path of the
+    photo, or by an alias of the format.
+    """
+    if options.motion_masks is None:
+        return [None] * len(frames)
+    folder = MaskFolder(options.motion_masks)
+    return [
+        folder.find(stem, PurePosixPath(frame.name).with_suffix("").as_posix(), *frame.aliases)
+        for frame, stem in zip(frames, stems, strict=True)
     ]
+
+
+def _locate(frames: Sequence[Frame], options: LoadOptions) -> list[tuple[Photo, int]]:
+    """(photo, factor of its folder) of every frame; all of them are looked for before any is read."""
+    folders = {f: ImageFolders(f) for f in {frame.folder for frame in frames} if isinstance(f, Path)}
+    sources: list[tuple[Photo, int] | None] = []
+    for frame in frames:
+        if isinstance(frame.folder, Path):
+            sources.append(folders[frame.folder].choose(frame.file, frame.lens, options))
+        else:
+            member = frame.folder.find(frame.file)
+            sources.append(None if member is None else (member, 1))
+    missing = [f"{f.folder}/{f.file}" for f, source in zip(frames, sources, strict=True) if source is None]
     masks = [frame.mask_path for frame in frames if frame.mask_path is not None]
-    missing += [path for path in masks if not path.is_file()]
+    missing += [str(path) for path in masks if not path.is_file()]
     if missing:
         others = f" (and {len(missing) - 1} more of {len(frames)})" if len(missing) > 1 else ""
         raise FileNotFoundError(f"image {missing[0]} is missing{others}")
     return [source for source in sources if source is not None]
 
 
-def _check_size(lens: Intrinsics, path: Path, header: Header, factor: int) -> None:
+def _check_size(lens: Intrinsics, path: Photo, header: Header, factor: int) -> None:
     """A photo has the stated size; a copy has it divided by its folder's factor, rounded up or down."""
     for stated, actual in ((lens.width, header.width), (lens.height, header.height)):
         if not stated // factor <= actual <= -(-stated // factor):
@@ -221,7 +289,7 @@ def _check_size(lens: Intrinsics, path: Path, header: Header, factor: int) -> No
             raise ValueError(f"image {path} is {header.width}x{header.height}, but its camera states {size}")
 
 
-def _check_mask(frame: Frame, path: Path, header: Header) -> None:
+def _check_mask(frame: Frame, path: Photo, header: Header) -> None:
     assert frame.mask_path is not None
     width, height, _ = read_header(frame.mask_path)
     if (width, height) not in (header[:2], (frame.lens.width, frame.lens.height)):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from gsfields.data.lens import Intrinsics, undistort
+from gsfields.data.tar_frames import TarMember
 
+Photo = Path | TarMember  # what an image is decoded from
 SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp", ".bmp", ".tif", ".tiff")
 CACHE_BYTES = 2 << 30
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -30,14 +32,17 @@ class Pixels(NamedTuple):
     mask: Tensor | None = None  # [H, W] bool, True where the pixel counts
 
 
+Decoded = TypeVar("Decoded", bound=tuple[Tensor | None, ...])
+
+
 class Header(NamedTuple):
     width: int
     height: int
     transparent: bool  # has an alpha channel or a transparent colour
 
 
-def read_header(path: Path) -> Header:
-    """Size and kind of the image at `path`, without decoding it.
+def read_header(path: Photo) -> Header:
+    """Size and kind of the image in a file, without decoding it.
 
     Orientation tags are ignored, as COLMAP ignores them.
 
@@ -45,7 +50,7 @@ def read_header(path: Path) -> Header:
     channel.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(_source(path)) as image:
             mode, size, transparent = image.mode, image.size, image.has_transparency_data
     except FileNotFoundError:
         raise FileNotFoundError(f"image {path} is missing") from None
@@ -56,7 +61,7 @@ def read_header(path: Path) -> Header:
     return Header(*size, transparent)
 
 
-def decode(path: Path, background: tuple[float, float, float]) -> np.ndarray:
+def decode(path: Photo, background: tuple[float, float, float]) -> np.ndarray:
     """float32 [H, W, 3] in [0, 1]; transparent images are laid over `background`: a rgb + (1 - a) background.
 
     Raises ValueError if the file is damaged.
@@ -68,9 +73,14 @@ def decode(path: Path, background: tuple[float, float, float]) -> np.ndarray:
     return rgba[..., :3] * alpha + (1 - alpha) * np.asarray(background, dtype=np.float32)
 
 
-def _pixels(path: Path, mode: str) -> np.ndarray:
+def _source(path: Photo) -> Path | BinaryIO:
+    """What Image.open takes."""
+    return path.open() if isinstance(path, TarMember) else path
+
+
+def _pixels(path: Photo, mode: str) -> np.ndarray:
     try:
-        with Image.open(path) as image:
+        with Image.open(_source(path)) as image:
             return np.asarray(image.convert(mode))
     except OSError as error:
         raise ValueError(f"image {path} is damaged ({error})") from None
@@ -118,7 +128,7 @@ class ImageFile:
     masks and the borders left by undistortion never leak into the image.
     """
 
-    path: Path
+    path: Photo
     lens: Intrinsics  # at the size of the file
     width: int  # of the result, pixels
     height: int
@@ -129,7 +139,8 @@ class ImageFile:
         image = decode(self.path, self.background)
         if image.shape[:2] != (self.lens.height, self.lens.width):
             raise ValueError(
-                f"image {self.path} has changed since the dataset was loaded: its size is another"
+                f"image {self.path} is {image.shape[1]}x{image.shape[0]}, but its camera states "
+                f"{self.lens.width}x{self.lens.height}"
             )
         keep = None
         if self.mask_path is not None:
@@ -152,31 +163,33 @@ class ImageFile:
 
 
 class ImageCache:
-    """Keeps the pixels used last, up to `max_bytes`. What it returns never depends on what it holds."""
+    """Keeps what was decoded last, the tensors of tuples, up to `max_bytes`. What it returns never depends on
+    what it holds.
+    """
 
     def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
         if max_bytes < 0:
             raise ValueError(f"max_bytes must not be negative, but is {max_bytes}")
         self.max_bytes = max_bytes
         self.bytes = 0
-        self._held: OrderedDict[object, Pixels] = OrderedDict()
+        self._held: OrderedDict[object, Any] = OrderedDict()
         self._lock = Lock()  # loaders may prefetch from threads; decoding itself happens outside the lock
 
-    def get(self, key: object, load: Callable[[], Pixels]) -> Pixels:
+    def get(self, key: object, load: Callable[[], Decoded]) -> Decoded:
         """What is held under `key`, or else load(), which is then held while the bound allows."""
         with self._lock:
             if key in self._held:
                 self._held.move_to_end(key)
                 return self._held[key]
-        pixels = load()
+        decoded = load()
         with self._lock:
             if key not in self._held:
-                self._held[key] = pixels
-                self.bytes += _size(pixels)
+                self._held[key] = decoded
+                self.bytes += _size(decoded)
             while self.bytes > self.max_bytes:
                 self.bytes -= _size(self._held.popitem(last=False)[1])
-        return pixels
+        return decoded
 
 
-def _size(pixels: Pixels) -> int:
-    return pixels.image.nbytes + (0 if pixels.mask is None else pixels.mask.nbytes)
+def _size(decoded: tuple[Tensor | None, ...]) -> int:
+    return sum(tensor.nbytes for tensor in decoded if tensor is not None)

@@ -1,4 +1,4 @@
-"""Intrinsics with radial and tangential lens distortion, and the way back to a pinhole image."""
+"""Intrinsics with radial and tangential lens distortion, the way to a pinhole image, and the way back."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
+
+from gsfields.camera import Camera
 
 # Parameters in file order; COLMAP's ids and names (src/colmap/sensor/models.h lists them all).
 CAMERA_MODELS: dict[str, tuple[int, tuple[str, ...]]] = {
@@ -100,6 +102,40 @@ class Intrinsics:
         yd = y * d + self.p1 * (r2 + 2 * y * y) + 2 * self.p2 * x * y
         return np.stack([self.fx * xd + self.cx, self.fy * yd + self.cy], axis=-1)
 
+    def undistort(self, xy: np.ndarray) -> np.ndarray:
+        """Pixels [..., 2] of the photo to the pinhole pixels [..., 2] that `distort` takes there; float64.
+
+        By Newton's method from the distorted position itself, kept within the fold of the polynomial: a pixel
+        that no direction is imaged at gets the nearest one in reach.
+        """
+        center, focal = np.array([self.cx, self.cy]), np.array([self.fx, self.fy])
+        if not self.distorted:
+            return np.array(xy, dtype=np.float64)
+        longest = 0.999 * np.sqrt(self.fold_radius2())
+        x, y = np.moveaxis((xy - center) / focal, -1, 0)
+        for _ in range(20):
+            off = (self.distort(np.stack([x, y], axis=-1) * focal + center) - xy) / focal
+            (a, b), c = self._slope(x, y)
+            # J = [[a, c], [c, b]] is symmetric: the distortion is a gradient field
+            determinant = a * b - c * c
+            x = x - (b * off[..., 0] - c * off[..., 1]) / determinant
+            y = y - (a * off[..., 1] - c * off[..., 0]) / determinant
+            inward = np.minimum(1, longest / np.maximum(np.hypot(x, y), 1e-12))
+            x, y = x * inward, y * inward
+            if not xy.size or abs(off).max() < 1e-12:
+                break
+        return np.stack([x, y], axis=-1) * focal + center
+
+    def _slope(self, x: np.ndarray, y: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+        """The derivatives of the distorted (x', y'): ((dx'/dx, dy'/dy), dx'/dy = dy'/dx)."""
+        r2 = x * x + y * y
+        d = 1 + r2 * (self.k1 + r2 * (self.k2 + r2 * self.k3))
+        slope = self.k1 + r2 * (2 * self.k2 + 3 * r2 * self.k3)
+        return (
+            d + 2 * x * x * slope + 2 * self.p1 * y + 6 * self.p2 * x,
+            d + 2 * y * y * slope + 6 * self.p1 * y + 2 * self.p2 * x,
+        ), 2 * (x * y * slope + self.p1 * x + self.p2 * y)
+
     def fold_radius2(self) -> float:
         """The squared normalised radius up to which the radial part grows; infinity if it always does.
 
@@ -154,3 +190,71 @@ def undistort(image: Tensor, lens: Intrinsics) -> tuple[Tensor, Tensor]:
         channels_first, grid[None], mode="bilinear", padding_mode="border", align_corners=False
     )
     return sampled[0].permute(1, 2, 0), inside
+
+
+def distort(image: Tensor, camera: Camera, lens: Intrinsics) -> Tensor:
+    """The photo that `lens` would have taken of what the pinhole `camera` shows, `undistort`'s way back.
+
+    image [H, W, C] floating, at the camera's size -> [lens.height, lens.width, C]. Both look the same way, so
+    only K counts. Each pixel takes the bilinear sample at its undistorted position; beyond the border of the
+    image the nearest edge pixel is repeated (see `covering`). An image that already is the photo (no
+    distortion, the same size and K) comes back as it is.
+
+    Raises ValueError if the image has not the camera's size.
+    """
+    if image.ndim != 3 or image.shape[:2] != (camera.height, camera.width):
+        raise ValueError(
+            f"image must be [H, W, C] with the camera's size {camera.width}x{camera.height}, "
+            f"but is {list(image.shape)}"
+        )
+    K = camera.K.double().cpu()
+    same_size = image.shape[:2] == (lens.height, lens.width)
+    if same_size and not lens.distorted and bool(torch.allclose(K.float(), lens.K, rtol=1e-5, atol=1e-3)):
+        return image
+    pinhole = (K[0, 0], K[1, 1], K[0, 2], K[1, 2])
+    grid = _photo_grid(lens, tuple(float(value) for value in pinhole), camera.width, camera.height)
+    sampled = grid_sample(
+        image.permute(2, 0, 1)[None],
+        grid[None].to(image),
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
+    )
+    return sampled[0].permute(1, 2, 0)
+
+
+@lru_cache(maxsize=2)
+def _photo_grid(lens: Intrinsics, pinhole: tuple[float, ...], width: int, height: int) -> Tensor:
+    """Where each pixel of the photo lies in a pinhole image (fx, fy, cx, cy; width, height): [h, w, 2] for
+    grid_sample.
+    """
+    columns, rows = np.arange(lens.width) + 0.5, np.arange(lens.height) + 0.5
+    xy = lens.undistort(np.stack(np.meshgrid(columns, rows, indexing="xy"), axis=-1))
+    directions = (xy - [lens.cx, lens.cy]) / [lens.fx, lens.fy]
+    pixels = directions * pinhole[:2] + pinhole[2:]
+    return torch.from_numpy((2 * pixels / [width, height] - 1).astype(np.float32))
+
+
+def covering(camera: Camera, lens: Intrinsics) -> Camera:
+    """`camera` with its image enlarged until it shows all that `lens` does: its pose and focal lengths, more
+    pixels. A rendering through it, given to `distort`, repeats no edge. It is `camera` if that shows all.
+
+    The image grows to three times its size at most, for lenses that see beyond any pinhole.
+    """
+    columns, rows = np.arange(lens.width + 1.0), np.arange(lens.height + 1.0)
+    border = np.concatenate(
+        [np.stack([columns, np.full_like(columns, y)], axis=-1) for y in (0, lens.height)]
+        + [np.stack([np.full_like(rows, x), rows], axis=-1) for x in (0, lens.width)]
+    )
+    directions = (lens.undistort(border) - [lens.cx, lens.cy]) / [lens.fx, lens.fy]
+    K = camera.K.double().cpu().numpy()
+    pixels = directions * [K[0, 0], K[1, 1]] + [K[0, 2], K[1, 2]]
+    size = np.array([camera.width, camera.height])
+    low = np.floor(np.clip(pixels.min(0) + 1e-3, -size, 0)).astype(int)
+    high = np.ceil(np.clip(pixels.max(0) - 1e-3, size, 2 * size)).astype(int)
+    if not low.any() and (high == size).all():
+        return camera
+    shifted = camera.K.clone()
+    shifted[:2, 2] -= torch.as_tensor(low, dtype=camera.K.dtype)
+    width, height = (high - low).tolist()
+    return Camera(camera.viewmat, shifted, width, height)

@@ -10,6 +10,7 @@ is up, colours are linear. Nothing is random here and nothing depends on the ord
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -109,11 +110,14 @@ class Body:
     name: str
     parts: tuple[Primitive, ...]
 
+    def moved(self, rotation: Array, translation: Array) -> Body:
+        """The body after x -> rotation x + translation, a rigid motion of the world."""
+        return Body(self.name, tuple(part.moved(rotation, translation) for part in self.parts))
+
     def placed(self, position: Sequence[float], yaw: float = 0.0) -> Body:
         """The body turned about z by `yaw` radians and then moved to `position` [3], metres."""
         c, s = np.cos(yaw), np.sin(yaw)
-        turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
-        return Body(self.name, tuple(part.moved(turn, np.asarray(position, float)) for part in self.parts))
+        return self.moved(np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]), np.asarray(position, float))
 
 
 @dataclass(frozen=True)
@@ -379,16 +383,30 @@ def _tile_order(width: int, height: int, side: int = 8) -> Array:
 
 def render_image(scene: Scene, K: Array, c2w: Array, width: int, height: int, supersample: int = 2) -> Array:
     """An image float32 [H, W, 3] in [0, 1] (sRGB) of the scene, from supersample² rays a pixel in float32."""
-    offsets = subpixel_offsets(supersample)
+    return expose([(scene, c2w)] * supersample**2, K, width, height)[0]
+
+
+def expose(
+    shots: Sequence[tuple[Scene, Array]], K: Array, width: int, height: int
+) -> tuple[Array, list[Array]]:
+    """(the mean image float32 [H, W, 3] in [0, 1] (sRGB) of n² shots (scene, c2w [4, 4]), the object ids
+    int32 [H, W] each of them sees). A shot gives one ray a pixel, in float32; shots of different instants
+    make motion blur.
+    """
+    offsets = subpixel_offsets(math.isqrt(len(shots)))
     order = _tile_order(width, height)
     total = np.zeros((3, width * height), dtype=np.float32)
-    for index, offset in enumerate(offsets):
+    seen = []
+    for index, ((scene, c2w), offset) in enumerate(zip(shots, offsets, strict=True)):
         rays = pixel_rays(K, c2w, width, height, offset).astype(np.float32)[:, order]
-        linear, _ = scene.radiance(c2w[:3, 3], rays, index, len(offsets))
+        linear, hits = scene.radiance(c2w[:3, 3], rays, index, len(offsets))
         total += 1 - np.exp(-linear)  # a soft shoulder: bright spots keep their colour
+        ids = np.empty(width * height, dtype=np.int32)
+        ids[order] = scene.object_ids(hits)
+        seen.append(ids.reshape(height, width))
     image = np.empty((width * height, 3), dtype=np.float32)
     image[order] = linear_to_srgb(total / len(offsets)).T
-    return image.reshape(height, width, 3)
+    return image.reshape(height, width, 3), seen
 
 
 def render_geometry(scene: Scene, K: Array, c2w: Array, width: int, height: int) -> tuple[Array, Array]:

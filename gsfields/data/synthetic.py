@@ -136,7 +136,7 @@ def save_room(path: str | Path, room: SyntheticDataset) -> None:
         }
         if room.points is not None and room.point_colors is not None:
             header["ply_file_path"] = "points.ply"
-            _save_points(folder / "points.ply", room.points, room.point_colors)
+            save_points(folder / "points.ply", room.points, room.point_colors)
         (folder / "transforms.json").write_text(json.dumps(header | {"frames": frames}, indent=1))
         (folder / "objects.json").write_text(json.dumps(room.object_names, indent=1))
 
@@ -145,7 +145,8 @@ def _save_png(path: Path, pixels: Tensor) -> None:
     Image.fromarray(pixels.numpy()).save(path)
 
 
-def _save_points(path: Path, points: Tensor, colors: Tensor) -> None:
+def save_points(path: Path, points: Tensor, colors: Tensor) -> None:
+    """Write points [M, 3] with colours [M, 3] in [0, 1] as a PLY file of vertices with 8-bit colours."""
     kinds = [(name, "f4") for name in ("x", "y", "z")] + [(name, "u1") for name in ("red", "green", "blue")]
     rows = np.empty(len(points), dtype=kinds)
     for i in range(3):

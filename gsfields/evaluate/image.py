@@ -3,7 +3,8 @@
 Protocol, that of the 3DGS evaluation: renderings are clamped to [0, 1] and not rounded to 8 bits; each metric
 is taken per image over all channels, then averaged over the images. (The mean of PSNRs is not the PSNR of the
 mean error.) A mask [H, W] restricts both to the pixels where it is above 0.5: those that undistortion left
-valid. Edge cases: identical images have a PSNR of infinity; a mask that selects nothing is refused.
+valid. `psnr_parts` looks at what moves and at all else by themselves. Edge cases: identical images have a
+PSNR of infinity; a mask that selects nothing is refused.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +25,29 @@ def psnr(image: Tensor, target: Tensor, mask: Tensor | None = None) -> float:
     image, target = _checked(image, target)
     error = _masked_mean((image - target).square(), mask)
     return math.inf if error == 0 else -10 * math.log10(error)
+
+
+class PsnrParts(NamedTuple):
+    """PSNR, dB, of an image and of its parts; nan for a part without pixels."""
+
+    whole: float
+    foreground: float
+    background: float
+
+
+def psnr_parts(image: Tensor, target: Tensor, foreground: Tensor, mask: Tensor | None = None) -> PsnrParts:
+    """PSNR of the whole image, of its foreground [H, W] (nonzero) and of all else.
+
+    In the benchmark the foreground is what the annotation says is dynamic: hands, and objects while they
+    move; objects at rest are background. It skips frames without a foreground, in all three numbers.
+    """
+    if foreground.shape != target.shape[:2]:
+        raise ValueError(f"foreground must be {list(target.shape[:2])}, but is {list(foreground.shape)}")
+    front = foreground != 0
+    counts = torch.ones_like(front) if mask is None else mask > 0.5
+    parts = (counts & front, counts & ~front)
+    inside, outside = (psnr(image, target, part) if part.any() else math.nan for part in parts)
+    return PsnrParts(psnr(image, target, mask), inside, outside)
 
 
 def ssim(image: Tensor, target: Tensor, mask: Tensor | None = None) -> float:

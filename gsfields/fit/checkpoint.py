@@ -1,7 +1,7 @@
 """What a run leaves on disk: checkpoints, each written whole or not at all, and metrics as JSON lines.
 
 RUN/checkpoint-000123/
-    scene.safetensors      the Gaussians
+    scene.safetensors      the Gaussians, or the layers
     optimizer.safetensors  Adam's moments, the generator, the order of the images, densification statistics
     config.yaml            the configuration of the run
     meta.json              format version, gsfields version, step, seconds, metrics
@@ -27,8 +27,10 @@ from gsfields import config as configuration
 from gsfields.config import Config
 from gsfields.files import to_json, written_whole
 from gsfields.gaussians import Gaussians
+from gsfields.layers import LayeredScene
 
 FORMAT = 1
+Scene = Gaussians | LayeredScene
 _NAME = re.compile(r"checkpoint-(\d{6,})")
 
 
@@ -36,12 +38,17 @@ _NAME = re.compile(r"checkpoint-(\d{6,})")
 class Checkpoint:
     """A run at one step."""
 
-    gaussians: Gaussians
+    scene: Scene
     config: Config
     step: int
     state: dict[str, Tensor] = field(default_factory=dict)  # all that resuming needs beside the Gaussians
     seconds: float = 0.0  # spent so far
     metrics: dict[str, Any] = field(default_factory=dict)  # of the last evaluation
+
+    @property
+    def gaussians(self) -> Gaussians:
+        """The scene; of a layered one its static layer."""
+        return self.scene.static if isinstance(self.scene, LayeredScene) else self.scene
 
     def save(self, run: str | Path, *, keep: int = 2) -> Path:
         """Write RUN/checkpoint-<step>, then remove all but the newest `keep`; returns its folder."""
@@ -50,7 +57,7 @@ class Checkpoint:
         path = run / f"checkpoint-{self.step:06d}"
         with written_whole(path) as folder:
             folder.mkdir()
-            self.gaussians.save(folder / "scene.safetensors")
+            self.scene.save(folder / "scene.safetensors")
             state = {name: value.detach().cpu().contiguous() for name, value in self.state.items()}
             safetensors.torch.save_file(state, folder / "optimizer.safetensors")
             (folder / "config.yaml").write_text(configuration.dump(self.config))
@@ -59,7 +66,7 @@ class Checkpoint:
                 "gsfields": gsfields.__version__,
                 "step": self.step,
                 "seconds": self.seconds,
-                "gaussians": len(self.gaussians),
+                "gaussians": len(self.scene),
                 "metrics": self.metrics,
             }
             (folder / "meta.json").write_text(to_json(meta, indent=2) + "\n")
@@ -85,9 +92,11 @@ class Checkpoint:
             meta = json.loads((path / "meta.json").read_text())
             written = meta["format"]
             if written == FORMAT:
+                config = configuration.load(path / "config.yaml")
+                kind = LayeredScene if config.fit.model == "layered" else Gaussians
                 return cls(
-                    gaussians=Gaussians.load(path / "scene.safetensors"),
-                    config=configuration.load(path / "config.yaml"),
+                    scene=kind.load(path / "scene.safetensors"),
+                    config=config,
                     step=int(meta["step"]),
                     state=safetensors.torch.load_file(path / "optimizer.safetensors"),
                     seconds=float(meta["seconds"]),

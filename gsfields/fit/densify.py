@@ -43,8 +43,8 @@ class Strategy:
     def watch(self, plan: Plan) -> None:
         """Before the backward pass."""
 
-    def observe(self, plan: Plan) -> None:
-        """After the backward pass: gather statistics."""
+    def observe(self, plan: Plan, part: slice = slice(None)) -> None:
+        """After the backward pass: gather statistics of this part of the plan's Gaussians."""
 
     def update(self, parameters: Parameters, step: int, refine: bool, generator: torch.Generator) -> None:
         """After Adam's step: change the set, if this is a `refine` round."""
@@ -67,19 +67,21 @@ class Ranked(Strategy):
 
     absgrad = True
 
-    def __init__(self, config: DensifyConfig, extent: float) -> None:
+    def __init__(self, config: DensifyConfig, extent: float, *, prune_unseen: bool = True) -> None:
         super().__init__(config, extent)
+        self.prune_unseen = prune_unseen  # not where a Gaussian lives for a few frames only
         self.gradient = torch.zeros(0)  # [N] sum over visits of |dL/dmeans2d|
         self.visits = torch.zeros(0)  # [N] steps in which the Gaussian was on screen
 
     @torch.no_grad()
-    def observe(self, plan: Plan) -> None:
+    def observe(self, plan: Plan, part: slice = slice(None)) -> None:
         assert plan.absgrad is not None  # rendered with absgrad=True
-        n = plan.radii.shape[-2]
+        gradient, radii = plan.absgrad[:, part], plan.radii[:, part]
+        n = radii.shape[-2]
         if len(self.gradient) != n:
             self.gradient, self.visits = torch.zeros(n), torch.zeros(n)
-        self.gradient += plan.absgrad.norm(dim=-1).sum(dim=0)
-        self.visits += (plan.radii > 0).all(dim=-1).sum(dim=0)
+        self.gradient += gradient.norm(dim=-1).sum(dim=0)
+        self.visits += (radii > 0).all(dim=-1).sum(dim=0)
 
     @torch.no_grad()
     def update(self, parameters: Parameters, step: int, refine: bool, generator: torch.Generator) -> None:
@@ -88,7 +90,8 @@ class Ranked(Strategy):
         gaussians = parameters.gaussians
         dead = gaussians.opacities < self.config.prune_opacity
         dead |= gaussians.scales.amax(dim=1) > self.config.prune_scale * self.extent
-        dead |= self.visits == 0
+        if self.prune_unseen:
+            dead |= self.visits == 0
         if bool(dead.all()):  # black images or a diverged fit: there is nothing sensible to keep, so keep all
             dead[:] = False
         living = int((~dead).sum())
@@ -248,7 +251,7 @@ class Gsplat(Strategy):
     def watch(self, plan: Plan) -> None:
         plan.means2d.retain_grad()
 
-    def observe(self, plan: Plan) -> None:
+    def observe(self, plan: Plan, part: slice = slice(None)) -> None:
         n = plan.radii.shape[-2]
         assert plan.means2d.grad is not None  # watch was called
         self.info = {

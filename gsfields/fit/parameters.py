@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import Parameter
@@ -12,17 +14,18 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Parameters:
-    """One tensor and one Adam per parameter of a Gaussians.
+    """One tensor and one Adam per parameter of a Gaussians, or of any mapping of names to tensors.
 
     Densification rewrites the set through a single operation, `gather`: every clone, split, removal and
     relocation is "row i of the new set comes from row index[i] of the old".
     """
 
-    def __init__(self, gaussians: Gaussians) -> None:
+    def __init__(self, start: Gaussians | Mapping[str, Tensor]) -> None:
         self.values: dict[str, Parameter] = {}
         self.optimizers: dict[str, torch.optim.Adam] = {}
-        for name, value in gaussians.detach().parameters().items():
-            self.values[name] = Parameter(value.clone())
+        values = start.parameters() if isinstance(start, Gaussians) else start
+        for name, value in values.items():
+            self.values[name] = Parameter(value.detach().clone())
             # eps: gradients of a mean over pixels are tiny, so 3DGS sets eps far below them
             self.optimizers[name] = torch.optim.Adam([self.values[name]], lr=0.0, eps=1e-15, fused=True)
 
@@ -32,7 +35,7 @@ class Parameters:
     @property
     def gaussians(self) -> Gaussians:
         """The current set; gradients flow to the parameters."""
-        return Gaussians(**self.values)
+        return Gaussians(**{name: self.values[name] for name in Gaussians.__dataclass_fields__})
 
     def set_rates(self, rates: dict[str, float]) -> None:
         for name, rate in rates.items():
@@ -70,6 +73,10 @@ class Parameters:
             if state:
                 optimizer.state[new] = state
             self.values[name] = new
+
+    def drop(self, name: str) -> None:
+        """Forget a tensor that is needed no more."""
+        del self.values[name], self.optimizers[name]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Adam's state as flat tensors; empty before the first step. The values themselves are the scene."""

@@ -1,4 +1,4 @@
-"""What the command line does with runs: start, resume, render, evaluate, import, demonstrate."""
+"""What the command line does with runs: start, resume, render, evaluate, import."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from torch import Tensor
-
 from gsfields import config as configuration
 from gsfields import paths, pictures
 from gsfields.camera import Camera
 from gsfields.config import Config
 from gsfields.data.dataset import Dataset
+from gsfields.evaluate import udos
 from gsfields.evaluate.image import ImageScores
 from gsfields.files import to_json, written_whole
 from gsfields.fit.checkpoint import Checkpoint, list_checkpoints, remove_run
+from gsfields.fit.layered import LayeredTrainer
+from gsfields.fit.loop import Loop, Outcome
 from gsfields.fit.scene import open_dataset
-from gsfields.fit.trainer import Outcome, Trainer, evaluate_views, render_view
+from gsfields.fit.showing import evaluate_views, render_view
+from gsfields.fit.trainer import Trainer
 from gsfields.gaussians import Gaussians
 
 Overrides = Iterable[tuple[str, str | None]]
@@ -31,9 +33,15 @@ def start(config: Config, run: str | Path, *, overwrite: bool = False, progress:
         raise ValueError(
             f"{run} already holds a run: give --resume to continue it or --overwrite to replace it"
         )
-    trainer = Trainer(config, open_dataset(config.data), run)
+    trainer = make_trainer(config, open_dataset(config.data), run)
     remove_run(run)
     return trainer.fit(progress=progress)
+
+
+def make_trainer(config: Config, dataset: Dataset, run: str | Path, resume: Checkpoint | None = None) -> Loop:
+    """The trainer of the model that the configuration names."""
+    kind = LayeredTrainer if config.fit.model == "layered" else Trainer
+    return kind(config, dataset, run, resume)
 
 
 def resume(
@@ -54,7 +62,7 @@ def resume(
     if data is not None:
         config.data.path = data
         _settle_data(config)
-    return Trainer(config, open_dataset(config.data), run, checkpoint).fit(progress=progress)
+    return make_trainer(config, open_dataset(config.data), run, checkpoint).fit(progress=progress)
 
 
 def evaluate_run(run: str | Path, *, data: str | None = None) -> tuple[Path, ImageScores]:
@@ -62,7 +70,7 @@ def evaluate_run(run: str | Path, *, data: str | None = None) -> tuple[Path, Ima
     checkpoint, dataset = _load(run, data)
     if dataset is None or not dataset.test:
         raise ValueError(f"{run} has no held-out views to score")
-    scores = evaluate_views(checkpoint.gaussians, dataset.test_views(), checkpoint.config)
+    scores = evaluate_views(checkpoint.scene, dataset, dataset.test, checkpoint.config)
     path = Path(run) / "eval.json"
     protocol = "clamped, not rounded; per image, then mean; SSIM 11x11 Gaussian, sigma 1.5, zero padding"
     with written_whole(path) as temporary:
@@ -70,6 +78,25 @@ def evaluate_run(run: str | Path, *, data: str | None = None) -> tuple[Path, Ima
             to_json({"step": checkpoint.step, "protocol": protocol, **scores.as_dict()}, indent=2) + "\n"
         )
     return path, scores
+
+
+def evaluate_masks_of_run(run: str | Path, *, data: str | None = None) -> tuple[Path, str]:
+    """Score RUN/masks, and beside them the 2D masks of the data, against its annotations by the UDOS protocol.
+
+    Returns the JSON file written and a table. Raises FileNotFoundError where there are no masks or annotations.
+    """
+    run = Path(run)
+    root = Path(data) if data is not None else Path(Checkpoint.load(run).config.data.path)
+    if not (run / "masks").is_dir():
+        raise FileNotFoundError(f"{run} holds no masks: only fits of model layered write them")
+    rows = {"3D masks": udos.evaluate_run_folder(run / "masks", root)}
+    if (root / "motion_masks").is_dir():
+        rows = {"2D masks": udos.evaluate_motion_masks(root / "motion_masks", root)} | rows
+    path = run / "udos.json"
+    with written_whole(path) as temporary:
+        content = {name: scores.as_dict() for name, scores in rows.items()}
+        temporary.write_text(to_json(content, indent=2) + "\n")
+    return path, udos.table(rows)
 
 
 def render_run(
@@ -82,24 +109,25 @@ def render_run(
     data: str | None = None,
 ) -> tuple[Path, int]:
     """Render held-out views, or a camera path (views, orbit, spiral), as PNGs or MP4; returns where, and how
-    many.
+    many. A layered scene is shown at the times of its views, or once from first to last along the path.
     """
     checkpoint, dataset = _load(run, data)
     out = Path(out) if out is not None else Path(run) / "renders"
     if path is None:
         if dataset is None or not dataset.test:
             raise ValueError(f"{run} has no held-out views to render: give --path orbit")
-        named = [(view.name, view.camera) for view in dataset.test_views()]
+        times = dataset.times().tolist()
+        named = [(dataset.views[i].name, dataset.views[i].camera, times[i]) for i in dataset.test]
     else:
-        named = [
-            (f"{i:04d}", camera) for i, camera in enumerate(_camera_path(path, frames, checkpoint, dataset))
-        ]
-    images = (render_view(checkpoint.gaussians, camera, checkpoint.config).color for _, camera in named)
+        cameras = _camera_path(path, frames, checkpoint, dataset)
+        last = max(len(cameras) - 1, 1)
+        named = [(f"{i:04d}", camera, i / last) for i, camera in enumerate(cameras)]
+    images = (render_view(checkpoint.scene, camera, checkpoint.config, t).color for _, camera, t in named)
     if out.suffix.lower() == ".mp4":
         out.parent.mkdir(parents=True, exist_ok=True)
         return out, pictures.save_video(images, out, fps=fps)
     out.mkdir(parents=True, exist_ok=True)
-    for (name, _), image in zip(named, images, strict=True):
+    for (name, *_), image in zip(named, images, strict=True):
         pictures.save_png(
             image, out / (re.sub(r"[^\w.-]+", "_", Path(name).with_suffix("").as_posix()) + ".png")
         )
@@ -114,43 +142,6 @@ def import_ply(ply: str | Path, run: str | Path) -> tuple[Path, Gaussians]:
     config = Config()
     config.init.sh_degree = gaussians.sh_degree
     return Checkpoint(gaussians, config, step=0).save(run), gaussians
-
-
-def demo(scene: str | None, run: str | Path, overrides: Overrides = ()) -> tuple[Outcome, Path | None]:
-    """Fit `scene`, or the package's own room, by the recipe demo, replacing an earlier demo in `run`.
-
-    The room is made once, as the folder RUN/room. Returns the outcome and the contact sheet (photograph,
-    rendering, depth); no sheet after an interrupt.
-    """
-    config = configuration.load("demo")
-    configuration.apply(config, overrides)
-    run = Path(run)
-    config.data.path = scene if scene is not None else str(run / "room")
-    if scene is None and not (run / "room").exists():
-        from gsfields.data.synthetic import make_room, save_room
-
-        run.mkdir(parents=True, exist_ok=True)
-        save_room(run / "room", make_room())
-    outcome = start(config, run, overwrite=True)
-    if outcome.ended == "interrupted":
-        return outcome, None
-    checkpoint, dataset = _load(run, None)
-    assert dataset is not None
-    sheet = run / "contact_sheet.png"
-    pictures.save_png(comparison(checkpoint, dataset), sheet)
-    return outcome, sheet
-
-
-def comparison(checkpoint: Checkpoint, dataset: Dataset, rows: int = 4) -> Tensor:
-    """A contact sheet of held-out views (or else training views): photograph, rendering, depth."""
-    views = dataset.test_views() or dataset.train_views()
-    chosen = [views[i * len(views) // min(rows, len(views))] for i in range(min(rows, len(views)))]
-    table = []
-    for view in chosen:
-        rendering = render_view(checkpoint.gaussians, view.camera, checkpoint.config)
-        depth = pictures.depth_colors(rendering.depth, rendering.alpha)
-        table.append([view.image(), rendering.color, depth])
-    return pictures.contact_sheet(table, ["photograph", "rendering", "depth"])
 
 
 # ---------------------------------------------------------------------------------------------------- details

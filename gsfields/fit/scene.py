@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -29,18 +30,20 @@ def open_dataset(config: DataConfig, background: str | None = None) -> Dataset:
 
 
 class Photographs:
-    """The training images at any scale, over the background of the step.
+    """The training images (or those at `indices`) at any scale, over the background of the step.
 
     With a random background the images are read over white and over black; their difference is 1 - alpha,
     which tells how much of any other colour shows. Images without transparency are the same over both.
     """
 
-    def __init__(self, dataset: Dataset, config: DataConfig) -> None:
-        self.views = dataset.train_views()
+    def __init__(self, dataset: Dataset, config: DataConfig, indices: Sequence[int] | None = None) -> None:
+        indices = dataset.train if indices is None else indices
+        self.views = [dataset.views[i] for i in indices]
         self.random = config.background == "random"
         self.color = torch.tensor(COLORS.get(config.background, COLORS["white"]))
         transparent = self.random and dataset.background is not None
-        self.over_black = open_dataset(config, "black").train_views() if transparent else None
+        over_black = open_dataset(config, "black").views if transparent else None
+        self.over_black = None if over_black is None else [over_black[i] for i in indices]
         self._cameras: dict[tuple[int, float], Camera] = {}
 
     def background(self, generator: torch.Generator) -> Tensor:

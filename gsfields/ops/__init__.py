@@ -29,3 +29,5 @@ from gsfields.ops.library import TILE as TILE
 from gsfields.ops.library import available_cpu_isas as available_cpu_isas
 from gsfields.ops.library import cpu_isa as cpu_isa
 from gsfields.ops.library import set_cpu_isa as set_cpu_isa
+from gsfields.ops.motion import pose_of as pose_of
+from gsfields.ops.motion import respond as respond

@@ -67,6 +67,8 @@ def test_gradient_stages_give_the_gradients_of_their_inputs():
         return [tuple(t.shape) for t in made[stage].run(made[stage].prepare(1))]
 
     parameters = [(100, 3), (100, 4), (100, 3), (100,)]
+    rows = [(100, 3), (100, 7, stages.RANK), (stages.RANK,), (100, 2)]
+    assert shapes("respond backward") == [(100, 3), (100, 4), (100,), *rows]
     assert shapes("project backward") == parameters
     assert shapes("colour backward") == [(1, 100, 3), (100, 1, 3), (100, 15, 3)]
     assert shapes("blend backward") == [(100, 2), (1, 100, 2), (1, 100, 3), (1, 100)]

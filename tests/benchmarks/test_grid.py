@@ -168,7 +168,7 @@ def test_results_are_read_back_and_drawn(results, tmp_path):
         assert f"\n## {heading}\n" in text
     assert "NVIDIA Test 9000, 80.0 GiB, 132 multiprocessors of capability 9.0" in text
     lines = [line for line in text.split("## Roofline")[1].split("\n## ")[0].splitlines() if "%" in line]
-    assert len(lines) == 5 + 2 * 2 + 2  # stages before the blend, the blend's at two C, ssim
+    assert len(lines) == len(GEOMETRY) - 1 + 2 * 2 + 2  # all but the plan, the blend's at two C, ssim
     blend = next(row for row in results.times if (row.stage, row.channels) == ("blend", 3))
     assert sum(f"| {report_grid.three(blend.ms)} |" in line for line in lines) >= 1
 

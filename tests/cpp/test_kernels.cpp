@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "motion.h"
 #include "scenes.h"
 
 namespace {
@@ -303,6 +304,38 @@ void test_spherical_harmonics(int degree, int64_t channels, const std::string& w
   check(all_finite(colors) && all_finite(v_dirs) && all_finite(v_sh0) && all_finite(v_shN), where + "SH: not finite");
 }
 
+template <class S>
+void test_respond(int64_t n, int64_t rank, bool posed, const std::string& where) {
+  const auto& kernel = kernels().of<S>();
+  Moving<S> moving(n, rank, posed, (n + kRespondChunk - 1) / kRespondChunk);
+  const auto forward = [&] { kernel.respond(moving.args(), 0, n / 2), kernel.respond(moving.args(), n / 2, n); };
+  const auto backward = [&](bool to_response, bool to_code) {
+    for (int64_t begin = 0; begin < n; begin += kRespondChunk)
+      kernel.respond_backward(moving.backward_args(to_response, to_code), begin, std::min(begin + kRespondChunk, n));
+  };
+  forward(), backward(false, false), backward(true, true);
+  // The response is linear in the code: <response, its gradient> = <code, its own>.
+  double by_response = 0, by_code = 0, size = 1e-30;
+  for (size_t i = 0; i < moving.response.size(); ++i) {
+    const double product = double(moving.response[i]) * moving.v_response[i];
+    by_response += product, size += std::abs(product);
+  }
+  for (size_t i = 0; i < moving.v_codes.size(); ++i)
+    by_code += double(moving.v_codes[i]) * moving.code[i % size_t(rank)];
+  check(std::abs(by_response - by_code) <= (sizeof(S) == 4 ? 1e-5 : 1e-13) * size,
+        where + "respond: the gradients of response and code differ");
+  for (size_t i = 0; i < size_t(n); ++i)
+    check((moving.opacities_t[i] > 0) == (i % 3 < 2), where + "respond: who lives is not who is seen");
+  if (n < 3) return;
+  moving.logits[0] = moving.windows[3] = std::numeric_limits<S>::quiet_NaN();
+  moving.posed = !posed;
+  forward(), backward(true, false), backward(false, true);
+  check(moving.opacities_t[0] == 0 && moving.opacities_t[1] == 0, where + "respond: what is not a number is seen");
+  for (const auto* made : {&moving.means_t, &moving.colors_t, &moving.v_windows, &moving.v_response, &moving.v_codes})
+    check(std::all_of(made->begin(), made->end(), [](S x) { return std::isfinite(x) && x != Moving<S>::kUnwritten; }),
+          where + "respond: not finite or not written");
+}
+
 double naive_ssim(const Array<double>& a, const Array<double>& b, int64_t H, int64_t W, int64_t C, int64_t y, int64_t x,
                   int64_t c) {
   double m1 = 0, m2 = 0, e11 = 0, e22 = 0, e12 = 0, total = 0;
@@ -355,6 +388,9 @@ void test_all(const std::string& where) {
   for (uint64_t seed = 0; seed < 12; ++seed) test_hostile_scene<S>(seed, where), test_hostile_splats<S>(seed, where);
   for (int degree = 0; degree <= 3; ++degree)
     for (const int64_t channels : {1, 3, 5}) test_spherical_harmonics<S>(degree, channels, where);
+  for (const auto& [n, rank] :
+       std::vector<std::array<int64_t, 2>>{{0, 4}, {1, 0}, {1, 1}, {33, 3}, {70, 16}, {1100, 37}, {40, 513}})
+    for (const bool posed : {false, true}) test_respond<S>(n, rank, posed, where);
   for (const auto& [h, w, c] : std::vector<std::array<int64_t, 3>>{
            {1, 1, 1}, {5, 3, 3}, {11, 11, 2}, {40, 13, 3}, {65, 7, 1}, {1, 50, 4}, {33, 1, 3}})
     test_ssim<S>(2, h, w, c, where);

@@ -62,13 +62,28 @@ MUTANTS = {
     ),
     "lift_without_factors": ("cuda/lift.cu", "owns[c] = factor * math::load", "owns[c] = math::load"),
     "total_without_factors": ("cuda/lift.cu", "== in.channels ? factor", "== in.channels ? S(1)"),
+    "last_row_of_the_code_missing": (
+        "cuda/respond.cu",
+        "for (int64_t d = lane; d < a.rank; d += kWarp)",
+        "for (int64_t d = lane; d < a.rank - 1; d += kWarp)",
+    ),
+    "last_warp_missing_in_the_codes_gradient": (
+        "cuda/respond.cu",
+        "i < kThreads && threadIdx.x < kWarp",
+        "i < kThreads - kWarp && threadIdx.x < kWarp",
+    ),
+    "gradients_of_those_that_do_not_move": (
+        "cuda/respond.cu",
+        "= moved ? v_r[row][k] * code : S(0)",
+        "= v_r[row][k] * code",
+    ),
     "depth_sort_one_bit_short": (
         "cuda/bin.cu",
         "8 * int(sizeof(DepthKey<S>))",
         "8 * int(sizeof(DepthKey<S>)) - 1",
     ),
 }
-TESTS = [f"tests/kernels/test_{name}.py" for name in ("blend", "bin_tiles", "channels")]
+TESTS = [f"tests/kernels/test_{name}.py" for name in ("blend", "bin_tiles", "channels", "respond")]
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "../cpp/motion.h"
 #include "cpu/stages.h"
 #include "cuda/kernels.h"
 
@@ -79,6 +80,14 @@ struct Cpu {
   static void sh(const ShArgs<double>& a, bool backward) {
     (backward ? kernels().sh_backward : kernels().sh)(a, 0, a.n);
   }
+  static void respond(const RespondArgs<double>& a) { kernels().respond(a, 0, a.n); }
+  static int64_t response_parts(int64_t n) { return (n + cpu::kRespondChunk - 1) / cpu::kRespondChunk; }
+  static void respond_backward(const RespondBackwardArgs<double>& a, double* v_code) {
+    const int64_t rank = a.forward.rank;
+    kernels().respond_backward(a, 0, a.forward.n);
+    std::fill(v_code, v_code + rank, 0.0);
+    for (int64_t k = 0; k < response_parts(a.forward.n) * rank; ++k) v_code[k % rank] += a.v_codes[k];
+  }
   static Array<int32_t> bin(const BinInput<double>& in, int64_t* offsets) {
     const cpu::Threads one = threads();
     cpu::Binning<double> binning(in, offsets, one);
@@ -120,6 +129,11 @@ struct Cuda {
   }
   static void sh(const ShArgs<float>& a, bool backward) {
     finish(backward ? cuda::sh_backward(a, stream) : cuda::sh(a, stream));
+  }
+  static void respond(const RespondArgs<float>& a) { finish(cuda::respond(a, stream)); }
+  static int64_t response_parts(int64_t n) { return cuda::response_parts(n); }
+  static void respond_backward(const RespondBackwardArgs<float>& a, float* v_code) {
+    finish(cuda::respond_backward(a, v_code, stream));
   }
   static Array<int32_t> bin(const BinInput<float>& in, int64_t* offsets) {
     Array<int32_t> ids;
@@ -258,6 +272,14 @@ Results sh(const Scene& s, int64_t channels, bool backward) {
   B::sh(a, backward);
   if (!backward) return {colors.numbers()};
   return {v_dirs.numbers(), v_sh0.numbers(), v_shN.numbers()};
+}
+
+template <class B>
+Results respond(int64_t n, int64_t rank, bool posed) {
+  Moving<typename B::Scalar> moving(n, rank, posed, B::response_parts(n));
+  B::respond(moving.args());
+  B::respond_backward(moving.backward_args(), moving.v_code.data());
+  return moving.results();
 }
 
 template <class B>
@@ -458,6 +480,8 @@ int main() {
     test_scene({90, 2, 20, 18, 0.3f, 0.4f}, {{3, 0, {}, true}, {20, 500, {}, true}}, 1, name + "in order, ");
     test_scene({0, 2, 17, 5, 1.0f, 0.1f}, {{3}}, 0, name + "no Gaussians, ");
     test_scene({5, 0, 17, 5, 1.0f, 0.1f}, {{3}}, 0, name + "no views, ");
+    for (const auto& [n, rank] : {std::array<int64_t, 2>{300, 5}, {33, 70}, {20, 0}, {0, 3}})
+      compare(name + "respond", respond<Cuda>(n, rank, n % 2), respond<Cpu>(n, rank, n % 2), 1e-5, 0);
     for (const auto& [images, height, width, count] :
          {std::array<int64_t, 4>{2, 60, 37, 3}, {1, 3, 200, 1}, {1, 20, 5, 7}, {0, 5, 5, 3}})
       compare(name + "ssim", ssim<Cuda>(images, height, width, count), ssim<Cpu>(images, height, width, count), 1e-5,

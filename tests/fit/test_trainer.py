@@ -57,9 +57,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(ball, tmp_path, s
     for _ in range(23):
         second.train_step()
 
-    assert strategy == "none" or len(straight.gaussians) != 300  # a round did change the set
-    for name, value in straight.gaussians.parameters().items():
-        assert torch.equal(value, second.gaussians.parameters()[name]), name
+    assert strategy == "none" or len(straight.scene) != 300  # a round did change the set
+    for name, value in straight.scene.parameters().items():
+        assert torch.equal(value, second.scene.parameters()[name]), name
     a, b = straight.parameters.state_dict(), second.parameters.state_dict()
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert torch.equal(straight.generator.get_state(), second.generator.get_state())
@@ -140,7 +140,7 @@ def test_masked_pixels_have_no_influence(tmp_path):
         trainer = Trainer(config_of("none", steps=12, coarse=0.5), dataset, tmp_path)
         for _ in range(12):
             trainer.train_step()
-        results.append(trainer.gaussians)
+        results.append(trainer.scene)
     for name, value in results[0].parameters().items():
         assert torch.equal(value, results[1].parameters()[name]), name
 

@@ -31,6 +31,14 @@ def samples(dtype: torch.dtype, n: int, views: int) -> dict[str, tuple]:
     dirs, sh0, shN = (normal(rng, *shape).to(dtype) for shape in ((views, n, 3), (n, 1, 4), (n, 8, 4)))
     masks = torch.rand(views, n, generator=rng) < 0.7
     image1, image2 = (uniform(rng, 0, 1, 2, 13, 15, 3).to(dtype) for _ in range(2))
+    motion = (
+        normal(rng, n, 7, 5),
+        normal(rng, 5),
+        normal(rng, n, 2),
+        torch.tensor([0.6, 0, 0.8, 0, 1, 2, 3]),
+    )
+    motion = tuple(t.to(dtype) for t in (*motion, torch.tensor(0.4)))
+    moved = native.respond(*scene.args[:2], scene.opacities, values, *motion, 0.5)
     upstream = (normal(rng, views, 18, 20, 3).to(dtype), normal(rng, views, 18, 20).to(dtype))
     options = (0.01, 1e10, 0.3, True)
     return {
@@ -40,6 +48,8 @@ def samples(dtype: torch.dtype, n: int, views: int) -> dict[str, tuple]:
         ),
         "spherical_harmonics": (dirs, sh0, shN, masks, 2),
         "spherical_harmonics_backward": (dirs, sh0, shN, masks, 2, normal(rng, views, n, 4).to(dtype)),
+        "respond": (*scene.args[:2], scene.opacities, values, *motion, 0.5),
+        "respond_backward": (*motion, *moved[2:], *(torch.ones_like(t) for t in moved), 0.5, True, n > 5),
         "bin_tiles": splats.binning,
         "blend": (values, *geometry, background, sink, *lists, *view),
         "blend of pixels": (values, *geometry, background, sink, *some, *view),
@@ -56,6 +66,7 @@ def samples(dtype: torch.dtype, n: int, views: int) -> dict[str, tuple]:
 DIFFERENTIABLE = {
     "project": range(5),
     "spherical_harmonics": (0, 1, 2),
+    "respond": range(7),
     "blend": range(6),
     "blend of pixels": range(6),
     "lift": range(5),

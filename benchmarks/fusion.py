@@ -1,0 +1,242 @@
+"""Do 3D masks beat the 2D masks they came from? `python -m benchmarks.fusion STUDY`, on generated egocentric videos.
+
+table5       the eight rows ±TR, ±PMF, ±NMF over seeds, and the targets
+table3       refinement of chosen frames with N = 0, 2, 5, 20 neighbours
+doubts       slow and fast motion, blur, pose noise, correlated 2D errors, no revisits
+long         1,000 frames fitted on a bounded budget, then 50 refined
+layers-cost  a layered rendering beside a plain one of as many Gaussians
+
+Every finished trial is written at once and not run again; --fresh forgets them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from benchmarks import fusion_trial, layers_cost, machine
+from benchmarks.fusion_scenes import Video
+from benchmarks.fusion_studies import FLAT, LONG_FRAMES, STUDIES, Job, Settings, Stages, flat_row, row_name
+from benchmarks.fusion_tables import TABLES
+from benchmarks.results import write_whole
+from gsfields import config as configuration
+from gsfields.files import to_json
+
+RESULTS = Path(__file__).parent / "results" / "fusion"
+QUICK = {"frames": 12, "width": 64, "height": 36, "visits": 3, "minutes": 0.2}
+QUICK_STEPS = ("steps", "60")
+
+
+class Store:
+    """The rows of a study in a JSON file, written after each trial, with the settings that they hold for.
+
+    Raises ValueError where the file holds rows of other settings.
+    """
+
+    def __init__(self, path: Path, study: str, settings: dict[str, Any], *, fresh: bool = False) -> None:
+        self.path, self.study, self.settings = path, study, json.loads(to_json(settings))
+        self.rows: dict[str, dict[str, Any]] = {}
+        if path.is_file() and not fresh:
+            found = json.loads(path.read_text())
+            if found["settings"] != self.settings:
+                raise ValueError(
+                    f"{path} holds rows of other settings: give --fresh to replace them, or --out"
+                )
+            self.rows = found["rows"]
+
+    def add(self, rows: dict[str, dict[str, Any]]) -> None:
+        self.rows |= json.loads(to_json(rows))
+        content = {"machine": machine.describe(), "study": self.study, "settings": self.settings}
+        write_whole(self.path, to_json(content | {"rows": dict(sorted(self.rows.items()))}, indent=1) + "\n")
+
+
+def run_study(name: str, s: Settings, store: Store, *, fresh: bool = False) -> list[str]:
+    """Make the videos, run what the store lacks, and return what failed, a sentence each."""
+    if name == "layers-cost":
+        return _layers_cost(s, store)
+    study, failures = STUDIES[name], []
+    videos = study.videos(s)
+    for video in videos.values():
+        _make(video, s)
+    stages = study.stages(s)
+    flat = {row_name(prefix, FLAT): (video,) for prefix, video in videos.items()}
+    store.add({name: flat_row(stages, s, *of) for name, of in flat.items() if name not in store.rows})
+    if fresh:
+        _forget_fits(stages)
+    for stage in stages:
+        failures += _run_stage(stage, s, store)
+    return failures
+
+
+def _run_stage(stage: Sequence[Job], s: Settings, store: Store) -> list[str]:
+    pending = [job for job in stage if not store.rows.keys() >= set(job.names.values())]
+    failures = []
+    with ThreadPoolExecutor(s.jobs) as pool:
+        begun = {pool.submit(_timed, job): job for job in pending}
+        for done in as_completed(begun):
+            job = begun[done]
+            names = ", ".join(job.names.values())
+            try:
+                answer, seconds = done.result()
+            except RuntimeError as error:
+                failures.append(f"{names}: {error}")
+                print(failures[-1], file=sys.stderr, flush=True)
+                continue
+            rows = {name: answer[part] for part, name in job.names.items()}
+            store.add(rows)
+            reached = ", ".join(f"{n} Dyn {row['ap']['dynamic'] or 0:.1f}" for n, row in rows.items())
+            print(f"{reached} ({seconds:.0f} s)", flush=True)
+    return failures
+
+
+def _timed(job: Job) -> tuple[dict[str, Any], float]:
+    start = time.monotonic()
+    return fusion_trial.in_own_process(job.trial), time.monotonic() - start
+
+
+def _layers_cost(s: Settings, store: Store) -> list[str]:
+    video = s.video(s.seeds[0])
+    _make(video, s)
+    trial = s.trial(video)
+    fusion_trial.in_own_process(trial)
+    for width, height in layers_cost.SIZES:
+        if not any(name.startswith(f"{width}x{height} ") for name in store.rows):
+            store.add(layers_cost.measure(Path(trial.run), width, height, seconds=20 * s.minutes / 8))
+    return []
+
+
+def _make(video: Video, s: Settings) -> None:
+    if not video.folder(s.scenes).exists():
+        print(f"rendering {video.name}", flush=True)
+    video.make(s.scenes, s.jobs)
+
+
+def _forget_fits(stages: Stages) -> None:
+    for job in (job for stage in stages for job in stage):
+        (Path(job.trial.run) / fusion_trial.FITTED).unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------------------- arguments
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    asked = _parser().parse_args(words)
+    try:
+        s = settings_of(asked)
+        effective = _identity(asked.study, s)
+        stem = f"{machine.slug(machine.describe())}-{asked.study}"
+        store = Store(asked.out / f"{stem}.json", asked.study, effective, fresh=asked.fresh)
+        failures = run_study(asked.study, s, store, fresh=asked.fresh)
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        print(f"benchmarks.fusion: {error}", file=sys.stderr)
+        return 2
+    text = TABLES[asked.study](store.rows, s.seeds)
+    about = f"{store.path.name}: {machine.describe()['cpu']}, {_described(asked.study, s)}"
+    write_whole(store.path.with_suffix(".md"), f"{text}\n\n{about}\n")
+    print(f"\n{text}\n\n{store.path.with_suffix('.md')}")
+    return 1 if failures else 0
+
+
+def settings_of(asked: argparse.Namespace) -> Settings:
+    """Raises ValueError for what makes no sense."""
+    values = vars(asked) | ({k: v for k, v in QUICK.items() if vars(asked)[k] is None} if asked.quick else {})
+    long = asked.study == "long"
+    usual = {"frames": LONG_FRAMES if long else 60, "width": 228, "height": 128, "visits": 40, "minutes": 8.0}
+    values |= {name: value for name, value in usual.items() if values[name] is None}
+    overrides = [_pair(text) for text in asked.set]
+    if asked.quick and not long and not any(name.split(".")[-1] == "steps" for name, _ in overrides):
+        overrides.append(QUICK_STEPS)
+    configuration.apply(configuration.load("lmf"), overrides)  # refuses what is no field
+    seeds = parse_seeds(values["seeds"] or ("0-1" if asked.study == "doubts" or asked.quick else "0-4"))
+    values |= {"seeds": seeds, "overrides": tuple(overrides)}
+    settings = Settings(**{f.name: values[f.name] for f in dataclasses.fields(Settings)})
+    if (
+        min(settings.jobs, settings.every, settings.visits) < 1
+        or settings.window < 0
+        or settings.minutes <= 0
+    ):
+        raise ValueError("jobs, every, visits and minutes must be positive, and window not negative")
+    return settings
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Seeds such as 0-4 or 0,3,7-9. Raises ValueError for other texts."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not (last.isdecimal() and int(last) >= int(first))):
+            raise ValueError(f"seeds must look like 0-4 or 0,3,7, but are {text!r}")
+        seeds += range(int(first), int(last or first) + 1)
+    return tuple(dict.fromkeys(seeds))
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set takes field=value, but got {text!r}")
+    return name, value
+
+
+def _identity(study: str, s: Settings) -> dict[str, Any]:
+    """What rows must agree on to stand in one table: not the seeds, nor where files are."""
+    config = configuration.load("lmf")
+    configuration.apply(config, s.overrides)
+    own = {name: getattr(s, name) for name in ("frames", "width", "height")}
+    if study in ("table5", "table3", "long"):
+        own["visits"] = s.visits
+    if study == "table3":
+        own["every"] = s.every
+    if study == "long":
+        own |= {"window": s.window, "minutes": s.minutes, "threads": s.jobs}
+    return own | {"config": configuration.to_dict(config)}
+
+
+def _described(study: str, s: Settings) -> str:
+    size = f"{s.frames} frames of {s.width}x{s.height}"
+    if study == "long":
+        return f"{size}, {s.minutes:g} minutes on {s.jobs} threads, {s.visits} visits per refined frame"
+    config = configuration.load("lmf")
+    configuration.apply(config, s.overrides)
+    seeds = ", ".join(map(str, s.seeds))
+    return f"{size}, seeds {seeds}, {config.fit.steps} steps, {s.visits} visits per refined frame"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "benchmarks.fusion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study", choices=tuple(TABLES))
+    parser.add_argument("--seeds", help="such as 0-4 or 0,3 (default: 0-4; doubts and --quick: 0-1)")
+    parser.add_argument("--jobs", type=int, default=2, help="trials side by side, a thread each (default 2)")
+    parser.add_argument("--quick", action="store_true", help="tiny videos, few steps: does it all run?")
+    parser.add_argument("--fresh", action="store_true", help="forget the rows and fits that are there")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the recipe lmf"
+    )
+    parser.add_argument("--frames", type=int, help="of each video (default 60; long: 1000)")
+    parser.add_argument("--width", type=int, help="pixels (default 228)")
+    parser.add_argument("--height", type=int, help="pixels (default 128)")
+    parser.add_argument("--visits", type=int, help="steps per refined frame (default 40)")
+    parser.add_argument("--window", type=int, default=0, help="long: neighbours refined, too (default 0)")
+    parser.add_argument(
+        "--every", type=int, default=6, help="table3: refine one in so many frames (default 6)"
+    )
+    parser.add_argument("--minutes", type=float, help="long: of the fit (default 8)")
+    parser.add_argument("--mask-free", action="store_true", help="table5: also a fit that sees no 2D mask")
+    parser.add_argument(
+        "--scenes", type=Path, default=Path("runs/fusion/scenes"), help="where videos are kept"
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs/fusion/runs"), help="where fits are kept")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of JSON and Markdown")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,342 @@
+"""Fitting a layered dynamic scene: first the static layer where nothing moves, then all layers with motion fusion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gsfields.camera import Camera
+from gsfields.config import Config, MotionConfig
+from gsfields.data.dataset import Dataset
+from gsfields.evaluate.image import ImageScores
+from gsfields.fit import lifespans
+from gsfields.fit.checkpoint import Checkpoint, MetricsLog
+from gsfields.fit.densify import Ranked, Strategy
+from gsfields.fit.layers import (
+    MOVING,
+    LayeredParameters,
+    initial_scene,
+    scene_depths,
+    seed_layers,
+    take_mortals,
+)
+from gsfields.fit.loop import Loop, Stateful
+from gsfields.fit.masks import write_masks
+from gsfields.fit.parameters import Parameters
+from gsfields.fit.scene import Photographs
+from gsfields.fit.schedule import Schedule, ViewOrder
+from gsfields.fit.seeding import Picture
+from gsfields.fit.showing import evaluate_views
+from gsfields.layers import DYNAMIC, SEMISTATIC, LayeredRendering, LayeredScene, render_layers
+from gsfields.losses import photometric
+from gsfields.losses.motion import (
+    BETA_MIN,
+    mask_entropy,
+    negative_motion_fusion,
+    positive_motion_fusion,
+    robust_rgb,
+    sparsity,
+)
+
+_SWEPT = 200  # images, at most, that a plane sweep holds
+_GAIN_PRIOR = 0.1  # pull of the brightness towards 1
+
+
+@dataclass
+class Frame:
+    """A training image of the video, at the size of the step."""
+
+    camera: Camera
+    image: Tensor  # [H, W, 3]
+    counts: Tensor | None  # [H, W], 1 where a pixel counts; None: everywhere
+    motion: Tensor | None  # [H, W] in [0, 1]; None where the 2D method says nothing
+    time: float  # in [0, 1]
+
+
+class Footage:
+    """Images of a video with their times and motion masks: its training images, or the views at `indices`."""
+
+    def __init__(self, dataset: Dataset, config: Config, indices: Sequence[int] | None = None) -> None:
+        indices = dataset.train if indices is None else indices
+        self.views = [dataset.views[i] for i in indices]
+        self.photographs = Photographs(dataset, config.data, indices)
+        times = dataset.times().tolist()
+        self.times = [times[i] for i in indices]
+        self.duration = float(max(len(dataset.views) - 1, 1))
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def get(self, index: int, scale: float = 1.0) -> Frame:
+        camera, image, counts = self.photographs.get(index, scale, torch.zeros(3))
+        motion = self.views[index].motion_mask()
+        if motion is not None and scale != 1:
+            size = (camera.height, camera.width)
+            motion = F.interpolate(motion[None, None], size, mode="area")[0, 0]
+        return Frame(camera, image, counts, motion, self.times[index])
+
+    def picture(self, index: int, scale: float) -> Picture:
+        frame = self.get(index, scale)
+        motion = torch.zeros(frame.image.shape[:2]) if frame.motion is None else frame.motion
+        return Picture(frame.camera, frame.image, motion, frame.time * self.duration)
+
+
+class LayeredTrainer(Loop):
+    """Fits static, semi-static and dynamic Gaussians to a video with 2D motion masks.
+
+    Phase A fits the static layer, each pixel weighted by how little it moves, with births and deaths (`lifespans`).
+    At its end the moving layers are seeded; phase B fits everything by LMF's losses.
+    """
+
+    def __init__(
+        self, config: Config, dataset: Dataset, run: str | Path, resume: Checkpoint | None = None
+    ) -> None:
+        super().__init__(config, dataset, run)
+        self.footage = Footage(dataset, config)
+        check_footage(self.footage, config)
+        self.order = ViewOrder(len(self.footage), self.generator)
+        self.schedule = Schedule(config, dataset.scene_extent)
+        if resume is not None:
+            assert isinstance(resume.scene, LayeredScene)
+            start = resume.scene
+        else:
+            start = initial_scene(dataset, list(self._pictures(_SWEPT)), config, self.generator)
+        if resume is None:  # typical depth, world units
+            cameras = [view.camera for view in self.footage.views]
+            self.depth = float(scene_depths(start.static.means, cameras).median())
+        else:
+            self.depth = float(resume.state["depth.depth"])
+        self.parameters = LayeredParameters(start, self.depth)
+        self.strategies = self._strategies()
+        self.warmup = round(config.motion.warmup * config.fit.steps)
+        if resume is None or "lives.spans" in resume.state:
+            spans = lifespans.immortal(len(start.static)) if resume is None else resume.state["lives.spans"]
+            static = self.parameters.layers["static"].values
+            self.parameters.layers["static"] = Parameters({**static, "spans": spans})
+        if resume is not None:
+            self.restore(resume)
+
+    @property
+    def scene(self) -> LayeredScene:
+        return self.parameters.scene().detach()
+
+    def count(self) -> int:
+        return len(self.parameters)
+
+    def train_step(self) -> tuple[float, float]:
+        step, config = self.step, self.config
+        if step == self.warmup:
+            self.seed()
+        frame = self.footage.get(self.order.next(), self.schedule.image_scale(step))
+        joint = step >= self.warmup
+        scene = self.parameters.scene()
+        if not joint:
+            spans = self.parameters.layers["static"].values["spans"]
+            scene.static = lifespans.alive(
+                scene.static, spans, frame.time, lifespans.softness(step / self.warmup)
+            )
+        rendering = render_layers(
+            scene,
+            frame.camera,
+            frame.time,
+            sh_degree=self.schedule.sh_degree(step),
+            parts=joint and config.motion.purity > 0,
+            absgrad=True,
+            near=config.fit.near,
+        )
+        if joint:
+            loss = layered_loss(rendering, frame, config.motion, late=2 * step > config.fit.steps)
+        else:
+            loss = static_loss(rendering, frame, config.fit.ssim_weight)
+        loss = loss + _GAIN_PRIOR * self.parameters.shared.values["gain"].square().mean()
+        loss.backward()
+        self._update(rendering, step)
+        self.step += 1
+        error = (rendering.color.detach() - frame.image).square()
+        if frame.counts is not None:
+            error = error[frame.counts > 0]
+        return loss.item(), -10 * math.log10(max(error.mean().item(), 1e-10))
+
+    @torch.no_grad()
+    def seed(self) -> None:
+        """Give the moving layers their first Gaussians: lives that ended, and seeds where images are not explained."""
+        like = self.scene.semistatic
+        promoted = take_mortals(
+            self.parameters.layers["static"], like, self.config.layers.agreement, self.footage.duration
+        )
+        count = len(self.footage)
+        seeds = seed_layers(self.scene, self._pictures(), self.config, self.generator, count)
+        self.parameters.replace("dynamic", seeds["dynamic"])
+        self.parameters.replace("semistatic", promoted)
+        self.parameters.append("semistatic", seeds["semistatic"])
+        counts = ", ".join(f"{count} {name}" for name, count in self.scene.counts.items())
+        self.report.append(
+            f"moving layers seeded at step {self.step} from {len(self.footage)} frames: {counts}"
+        )
+
+    def evaluate(self, limit: int | None = None) -> ImageScores | None:
+        views = self.dataset.test[:limit]
+        return evaluate_views(self.scene, self.dataset, views, self.config) if views else None
+
+    def finish(self, log: MetricsLog) -> list[str]:
+        shares = write_masks(self.scene, self.dataset, self.config, self.run)
+        counts = self.scene.counts
+        log.write("layers", self.step, **counts, explained=asdict(shares))
+        listed = ", ".join(f"{count} {name}" for name, count in counts.items())
+        return [f"Gaussians: {listed}", f"{shares}; written to {self.run / 'masks'}"]
+
+    def parts(self) -> dict[str, Stateful]:
+        return {
+            "adam": self.parameters,
+            "order": self.order,
+            "depth": _Kept(depth=torch.tensor(self.depth, dtype=torch.float64)),
+            "lives": _Kept(
+                **{k: v for k, v in self.parameters.layers["static"].values.items() if k == "spans"}
+            ),
+            **{f"strategy.{name}": strategy for name, strategy in self.strategies.items()},
+        }
+
+    # ------------------------------------------------------------------------------------------------- details
+
+    def _pictures(self, most: int | None = None) -> Iterator[Picture]:
+        """The training images for seeding, or `most` of them evenly, at the size of the coarse phase; one at a time."""
+        count = len(self.footage)
+        step = 1 if most is None else max(1, -(-count // most))
+        scale = min(1.0, self.config.fit.coarse_scale)
+        return (self.footage.picture(i, scale) for i in range(0, count, step))
+
+    def _strategies(self) -> dict[str, Strategy]:
+        d = self.config.densify
+        if d.strategy not in ("ranked", "none"):
+            raise ValueError(f"strategy must be ranked or none for model layered, but is {d.strategy!r}")
+        if d.strategy == "none":
+            return {}
+        return {name: Ranked(d, self.depth, prune_unseen=name == "static") for name in ("static", *MOVING)}
+
+    def _update(self, rendering: LayeredRendering, step: int) -> None:
+        """Adam's step on every layer, then growth."""
+        layers = self.parameters.layers
+        begin = 0
+        parts = {}
+        for name in ("static", "shell", *MOVING):
+            parts[name] = slice(begin, begin := begin + len(layers[name]))
+        for name, strategy in self.strategies.items():
+            if len(layers[name]):
+                strategy.observe(rendering.plan, parts[name])
+        for name, rates in self.rates(step).items():
+            part = self.parameters.shared if name == "shared" else layers[name]
+            part.set_rates({key: rate for key, rate in rates.items() if key in part.values})
+            part.step()
+        for name, strategy in self.strategies.items():
+            if len(layers[name]):
+                refine = self.schedule.refines_after(step) and (name == "static" or step > self.warmup + 200)
+                strategy.update(layers[name], step, refine, self.generator)
+
+    def rates(self, step: int) -> dict[str, dict[str, float]]:
+        """Learning rate of every tensor of every layer."""
+        still = self.schedule.rates(step)
+        still["means"] *= self.depth / self.schedule.extent
+        shell = {"sh0": still["sh0"]}  # where it is and how opaque stays
+        left = max(self.config.fit.steps - self.warmup, 1)
+        decay = self.config.optim.decay ** (max(step - self.warmup, 0) / left)
+        moving = moving_rates(self.config.motion, self.depth, decay)
+        shared = dict.fromkeys(("gain", *(f"{m}.basis" for m in MOVING)), self.config.motion.code_lr * decay)
+        still["spans"] = self.config.layers.spans_lr  # not decayed: deaths late in the phase count, too
+        still["uncertainty"] = self.config.motion.uncertainty_lr * decay
+        return {"static": still, "shell": shell, **dict.fromkeys(MOVING, moving), "shared": shared}
+
+
+def moving_rates(m: MotionConfig, depth: float, decay: float) -> dict[str, float]:
+    """Learning rates of a moving layer, in a scene of typical depth `depth`."""
+    return {
+        "means": m.moving_means_lr * depth * decay,
+        "quats": m.moving_quats_lr * decay,
+        "log_scales": m.moving_scales_lr * decay,
+        "opacity_logits": m.moving_opacities_lr * decay,
+        "sh0": m.moving_colors_lr * decay,
+        "shN": 0.0,
+        "response": m.response_lr * decay,
+        "windows": m.windows_lr * decay,
+        "uncertainty": m.uncertainty_lr * decay,
+    }
+
+
+def static_loss(rendering: LayeredRendering, frame: Frame, ssim_weight: float) -> Tensor:
+    """Photometric loss over the pixels that do not move, (1 - M)² of each, M widened by 1 % of the width."""
+    weight = frame.counts
+    if frame.motion is not None:
+        k = max(3, frame.image.shape[1] // 50 | 1)
+        moving = F.max_pool2d(frame.motion[None, None], k, 1, k // 2)[0, 0]
+        still = (1 - moving).square()
+        weight = still if weight is None else still * weight
+    return photometric(rendering.color, frame.image, ssim_weight=ssim_weight, mask=weight)
+
+
+def layered_loss(rendering: LayeredRendering, frame: Frame, m: MotionConfig, *, late: bool) -> Tensor:
+    """LMF's total (its section 3.3) with NeuralDiff's sparsity, and purity."""
+    select = frame.counts > 0 if frame.counts is not None else slice(None)
+    color, target = rendering.color[select], frame.image[select]
+    beta, masks = rendering.uncertainty[select][..., 0], rendering.masks[select]
+    semistatic, dynamic = masks[..., SEMISTATIC], masks[..., DYNAMIC]
+    loss = robust_rgb(color, target, beta, form=m.rgb_form)
+    loss = loss + sparsity(semistatic, dynamic, weight=m.sparsity)
+    if frame.motion is not None:
+        motion = frame.motion[select]
+        if m.pmf > 0:
+            loss = loss + positive_motion_fusion(dynamic, motion, weight=m.pmf)
+        if m.nmf > 0:
+            loss = loss + negative_motion_fusion(semistatic, motion, weight=m.nmf, threshold=m.nmf_threshold)
+    if m.purity > 0:
+        assert rendering.parts is not None
+        loss = loss + impurity(rendering.parts[select], masks, target, beta.detach(), weight=m.purity)
+    if m.entropy > 0 and late:
+        loss = loss + mask_entropy(dynamic, weight=m.entropy)
+    return loss
+
+
+def impurity(parts: Tensor, masks: Tensor, target: Tensor, beta: Tensor, *, weight: float) -> Tensor:
+    """λ mean of Σ_l w_l ‖c_l - I‖² / (2 B²): the colour error of every layer by itself, weighted by what it shows.
+
+    By Jensen's inequality it bounds the error of the composite, and is equal to it where one layer owns the pixel.
+    It closes the way out by which a layer that shows the wrong thing is paid for by another of an opposite colour.
+
+    Args:
+        parts: [..., L, C], w_l c_l, what each layer adds to the colour.
+        masks: [..., L], w_l.
+        target: [..., C]; beta: [...], a constant here.
+    """
+    squared = (parts - masks[..., None] * target[..., None, :]).square().mean(dim=-1)
+    errors = (squared / masks.clamp(min=0.02)).sum(dim=-1)
+    return weight * (errors / (2 * beta.square())).mean()
+
+
+def check_footage(footage: Footage, config: Config) -> None:
+    """Refuse a fit with motion fusion of data without motion masks."""
+    m = config.motion
+    if (m.pmf > 0 or m.nmf > 0) and not any(view.has_motion_mask for view in footage.views):
+        raise ValueError(
+            "motion fusion needs 2D motion masks, but the data has no folder motion_masks: make them with "
+            "`gsfields prep motion DATA`, put those of another method there, or give --pmf 0 --nmf 0"
+        )
+
+
+class _Kept:
+    """Tensors that a checkpoint keeps and that the trainer reads from it itself."""
+
+    def __init__(self, **tensors: Tensor) -> None:
+        self.tensors = tensors
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.tensors
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        pass
+
+
+__all__ = ["BETA_MIN", "Footage", "Frame", "LayeredTrainer", "layered_loss", "moving_rates", "static_loss"]
