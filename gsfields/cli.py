@@ -241,9 +241,10 @@ def evaluate_run(args: argparse.Namespace, overrides: Overrides) -> int:
 
 def prepare(args: argparse.Namespace, overrides: Overrides) -> int:
     if args.what == "motion":
-        from gsfields.priors.motion import prepare_motion
+        from gsfields.priors.motion import parse_options, prepare_motion
 
-        print(prepare_motion(args.data, overwrite=args.overwrite, **_options(overrides)))
+        options = parse_options(_options(overrides))
+        print(prepare_motion(args.data, overwrite=args.overwrite, **options))
         return 0
     from gsfields.data.egocentric_files import prepare_egocentric
 

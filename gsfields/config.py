@@ -150,7 +150,9 @@ class LayersConfig:
     agreement: float = _doc(
         0.9, "share of mortal neighbours that makes a mortal static Gaussian semi-static", low=0, high=1
     )
-    dynamic_span: float = _doc(0.4, "half life span of dynamic seeds, frames", low=0)
+    contrast: float = _doc(
+        0.04, "and by how much the errors there would be greater, were it always there", low=0, high=1
+    )
     softness: float = _doc(0.2, "softness of the ends of life spans, frames", low=1e-3)
     seed_opacity: float = _doc(0.3, "opacity of the seeds of moving layers", low=1e-3, high=0.99)
     from_mask: float = _doc(

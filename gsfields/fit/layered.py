@@ -18,12 +18,14 @@ from gsfields.evaluate.image import ImageScores
 from gsfields.fit import lifespans
 from gsfields.fit.checkpoint import Checkpoint, MetricsLog
 from gsfields.fit.densify import Ranked, Strategy
+from gsfields.fit.evidence import gather
 from gsfields.fit.layers import (
     MOVING,
     LayeredParameters,
     initial_scene,
     scene_depths,
     seed_layers,
+    static_only,
     take_mortals,
 )
 from gsfields.fit.loop import Loop, Stateful
@@ -84,7 +86,14 @@ class Footage:
     def picture(self, index: int, scale: float) -> Picture:
         frame = self.get(index, scale)
         motion = torch.zeros(frame.image.shape[:2]) if frame.motion is None else frame.motion
-        return Picture(frame.camera, frame.image, motion, frame.time * self.duration)
+        return Picture(frame.camera, frame.image, motion, frame.time * self.duration, self._halfway(index))
+
+    def _halfway(self, index: int) -> tuple[float, float]:
+        """Times in frames between image `index` and its neighbours in time; a frame from it where there is none."""
+        own = self.times[index]
+        before = max((t for t in self.times if t < own), default=own - 1 / self.duration)
+        after = min((t for t in self.times if t > own), default=own + 1 / self.duration)
+        return (own + before) / 2 * self.duration, (own + after) / 2 * self.duration
 
 
 class LayeredTrainer(Loop):
@@ -166,12 +175,15 @@ class LayeredTrainer(Loop):
     @torch.no_grad()
     def seed(self) -> None:
         """Give the moving layers their first Gaussians: lives that ended, and seeds where images are not explained."""
-        like = self.scene.semistatic
-        promoted = take_mortals(
-            self.parameters.layers["static"], like, self.config.layers.agreement, self.footage.duration
+        scene, layers, static = self.scene, self.config.layers, self.parameters.layers["static"]
+        evidence = gather(
+            static_only(scene), static.values["spans"].detach(), self._pictures(_SWEPT),
+            lifespans.softness(1), self.config.fit.near,
+        )  # fmt: skip
+        promoted, evidence = take_mortals(static, scene.semistatic, evidence, layers, self.footage.duration)
+        seeds = seed_layers(
+            self.scene, self._pictures(), self.config, self.generator, len(self.footage), evidence.usual
         )
-        count = len(self.footage)
-        seeds = seed_layers(self.scene, self._pictures(), self.config, self.generator, count)
         self.parameters.replace("dynamic", seeds["dynamic"])
         self.parameters.replace("semistatic", promoted)
         self.parameters.append("semistatic", seeds["semistatic"])

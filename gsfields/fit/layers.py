@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from gsfields.camera import Camera
-from gsfields.config import Config
+from gsfields.config import Config, LayersConfig
 from gsfields.data.dataset import Dataset
 from gsfields.fit import lifespans, seeding
+from gsfields.fit.evidence import Evidence
 from gsfields.fit.parameters import Parameters
 from gsfields.fit.seeding import Picture, Seeds, Unexplained
 from gsfields.gaussians import Gaussians
@@ -172,10 +173,15 @@ def _depth_range(dataset: Dataset, points: Tensor, pictures: list[Picture]) -> t
 
 
 def seed_layers(
-    scene: LayeredScene, pictures: Iterable[Picture], config: Config, generator: torch.Generator, count: int
+    scene: LayeredScene,
+    pictures: Iterable[Picture],
+    config: Config,
+    generator: torch.Generator,
+    count: int,
+    usual: Tensor | None = None,
 ) -> dict[str, MovingLayer]:
     """New Gaussians for the moving layers of a scene, from `count` pictures and what its static layer leaves
-    unexplained in them.
+    unexplained in them; semi-static ones where that is more than the `usual` [N] (see Evidence).
     """
     layers = config.layers
     still = static_only(scene)
@@ -185,42 +191,42 @@ def seed_layers(
         "dynamic": min(layers.dynamic_count, -(-layers.dynamic_total // count)),
     }
     for picture in pictures:
-        unexplained = [look(still, picture, config)]
+        unexplained = [look(still, picture, config, usual)]
         seeds["dynamic"].append(
             seeding.dynamic_seeds(
                 unexplained, per_frame["dynamic"], generator, from_mask=layers.from_mask,
             )
         )  # fmt: skip
         seeds["semistatic"].append(seeding.semistatic_seeds(unexplained, per_frame["semistatic"], generator))
-    spans = {"semistatic": max(layers.semistatic_span * scene.duration, 1.0), "dynamic": layers.dynamic_span}
-    return {name: _layer(getattr(scene, name), Seeds.joined(seeds[name]), spans[name], layers.seed_opacity)
-            for name in MOVING}  # fmt: skip
+    half = {"semistatic": max(layers.semistatic_span * scene.duration, 1.0), "dynamic": None}
+    return {
+        name: _layer(getattr(scene, name), Seeds.joined(seeds[name]), half[name], layers.seed_opacity)
+        for name in MOVING
+    }
 
 
-def take_mortals(static: Parameters, like: MovingLayer, agreement: float, duration: float) -> MovingLayer:
-    """Take the Gaussians whose lives end within the video out of the static layer, which keeps no births and deaths;
-    returns them as a moving layer such as `like`.
+def take_mortals(
+    static: Parameters, like: MovingLayer, evidence: Evidence, layers: LayersConfig, duration: float
+) -> tuple[MovingLayer, Evidence]:
+    """Take the Gaussians whose lives end within the video out of the static layer, which keeps no births and deaths.
+
+    Returns them as a moving layer such as `like`, and the evidence of those that stay.
     """
     spans = static.values["spans"].detach()
     gaussians = static.gaussians.detach()
-    mortal = lifespans.mortals(gaussians, spans, agreement)
+    mortal = lifespans.mortals(gaussians, spans, layers.agreement, evidence.contrast, layers.contrast)
     left = (~mortal).nonzero()[:, 0]
     static.gather(left, torch.zeros(len(left), dtype=torch.bool))
     static.drop("spans")
     taken = gaussians.select(mortal)
     taken = replace(taken, shN=taken.shN[:, :0])
-    return MovingLayer.at_rest(
-        taken,
-        lifespans.windows(spans[mortal], duration),
-        like.basis,
-        like.frame,
-        steps=like.steps,
-        beta=_BETA_START,
-    )
+    windows = lifespans.windows(spans[mortal], duration)
+    layer = MovingLayer.at_rest(taken, windows, like.basis, like.frame, steps=like.steps, beta=_BETA_START)
+    return layer, evidence.select(left)
 
 
-def look(scene: LayeredScene, picture: Picture, config: Config) -> Unexplained:
-    """What a scene without moving layers makes of a picture."""
+def look(scene: LayeredScene, picture: Picture, config: Config, usual: Tensor | None = None) -> Unexplained:
+    """What a scene without moving layers makes of a picture; `usual` [N] as in Evidence (None: zero)."""
     with torch.no_grad():
         rendering = render_layers(scene, picture.camera, picture.frame / scene.duration, near=config.fit.near)
         depth = rendering.depth[..., 0]
@@ -228,7 +234,10 @@ def look(scene: LayeredScene, picture: Picture, config: Config) -> Unexplained:
         fallback = float(known.median()) if len(known) else 1.0
         depth = torch.where(rendering.alpha[..., 0] > 0.5, depth, fallback)
         residual = seeding.smoothed_residual(rendering.color, picture.image)
-    return Unexplained(picture, residual, depth)
+        if usual is None:
+            return Unexplained(picture, residual, depth, torch.zeros_like(residual))
+        errors = torch.cat((usual, usual.new_zeros(len(scene.shell))))[:, None]
+        return Unexplained(picture, residual, depth, rendering.plan.blend(errors)[..., 0])
 
 
 def static_only(scene: LayeredScene) -> LayeredScene:
@@ -242,9 +251,13 @@ def static_only(scene: LayeredScene) -> LayeredScene:
     return scene
 
 
-def _layer(like: MovingLayer, seeds: Seeds, span: float, opacity: float) -> MovingLayer:
-    half = torch.full_like(seeds.frames, max(span, 1e-3)).log()
-    windows = torch.stack((seeds.frames, half), dim=1)
+def _layer(like: MovingLayer, seeds: Seeds, half: float | None, opacity: float) -> MovingLayer:
+    """A layer such as `like` of seeds, each of which lives `half` a span to both sides of its frame, or (None) until
+    halfway to the frames before and after it.
+    """
+    windows = seeds.windows
+    if half is not None:
+        windows = torch.stack((seeds.frames, torch.full_like(seeds.frames, half).log()), dim=1)
     return MovingLayer.at_rest(
         seeds.gaussians(opacity), windows, like.basis, like.frame, steps=like.steps, beta=_BETA_START
     )

@@ -4,8 +4,8 @@ While the static layer is fitted alone, each of its Gaussians has a birth and a 
 contradicts the images from then on, so its Gaussians die; what was hidden behind it never contradicts anything, so it
 lives on, and comes to light. The lives that end within the video are the semi-static layer's first Gaussians.
 
-Gaussians of a poor reconstruction and of speckles die, too, but alone: those of an object die together, so that only
-where nearly all neighbours are mortal (weighted by opacity) is a life believed.
+Gaussians of a poor reconstruction and of speckles die, too, but alone, and it helps the images little. An end is
+believed where nearly all neighbours are mortal (weighted by opacity), and the images would be clearly wrong without.
 """
 
 from __future__ import annotations
@@ -45,18 +45,26 @@ def alive(gaussians: Gaussians, spans: Tensor, time: float, soft: float) -> Gaus
 
 
 @torch.no_grad()
-def mortals(gaussians: Gaussians, spans: Tensor, agreement: float) -> Tensor:
-    """bool [N]: lives that begin or end within the video, as do those of a share `agreement` of their neighbours."""
+def mortals(
+    gaussians: Gaussians, spans: Tensor, agreement: float, contrast: Tensor, least_contrast: float
+) -> Tensor:
+    """bool [N]: lives that begin or end within the video, as do those of a share `agreement` of their neighbours, and
+    without whose ends the errors there would be greater by `least_contrast`, again in the mean of the neighbours.
+
+    contrast [N] is that of each Gaussian itself (evidence.Evidence).
+    """
     births, deaths = spans.unbind(1)
     mortal = ((births > _ENDS_WITHIN) | (deaths < 1 - _ENDS_WITHIN)) & (births < deaths)
     k = min(_NEIGHBOURS, len(mortal) - 1)
     if k < 1 or not bool(mortal.any()):
-        return mortal
+        return mortal & (contrast > least_contrast)
     points = gaussians.means.detach().cpu().numpy()
     near = torch.from_numpy(cKDTree(points).query(points, k=k + 1)[1])  # itself among them
     weights = gaussians.opacities[near]
-    share = (weights * mortal[near]).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-9)
-    return mortal & (share > agreement)
+    weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-9)
+    share = (weights * mortal[near]).sum(dim=1)
+    gain = (weights * (contrast * mortal)[near]).sum(dim=1)
+    return mortal & (share > agreement) & (gain > least_contrast)
 
 
 def windows(spans: Tensor, duration: float) -> Tensor:

@@ -11,14 +11,14 @@ from gsfields import paths, pictures
 from gsfields.camera import Camera
 from gsfields.config import Config
 from gsfields.data.dataset import Dataset
-from gsfields.evaluate import udos
+from gsfields.evaluate import udos, udos_annotations
 from gsfields.evaluate.image import ImageScores
 from gsfields.files import to_json, written_whole
 from gsfields.fit.checkpoint import Checkpoint, list_checkpoints, remove_run
 from gsfields.fit.layered import LayeredTrainer
 from gsfields.fit.loop import Loop, Outcome
 from gsfields.fit.scene import open_dataset
-from gsfields.fit.showing import evaluate_views, render_view
+from gsfields.fit.showing import evaluate_parts, evaluate_views, render_view
 from gsfields.fit.trainer import Trainer
 from gsfields.gaussians import Gaussians
 
@@ -89,14 +89,20 @@ def evaluate_masks_of_run(run: str | Path, *, data: str | None = None) -> tuple[
     root = Path(data) if data is not None else Path(Checkpoint.load(run).config.data.path)
     if not (run / "masks").is_dir():
         raise FileNotFoundError(f"{run} holds no masks: only fits of model layered write them")
+    checkpoint, dataset = _load(run, str(root))
+    assert dataset is not None
+    annotations = udos_annotations.Annotations.open(root)
+    parts = evaluate_parts(checkpoint.scene, dataset, annotations, checkpoint.config)
     rows = {"3D masks": udos.evaluate_run_folder(run / "masks", root)}
     if (root / "motion_masks").is_dir():
         rows = {"2D masks": udos.evaluate_motion_masks(root / "motion_masks", root)} | rows
     path = run / "udos.json"
     with written_whole(path) as temporary:
-        content = {name: scores.as_dict() for name, scores in rows.items()}
+        content = {name: scores.as_dict() for name, scores in rows.items()} | {"psnr": parts._asdict()}
         temporary.write_text(to_json(content, indent=2) + "\n")
-    return path, udos.table(rows)
+    whole, front, back = parts.whole, parts.foreground, parts.background
+    psnr = f"PSNR {whole:.2f} dB, {front:.2f} dB where something moves, {back:.2f} dB elsewhere"
+    return path, f"{udos.table(rows)}\n{psnr}"
 
 
 def render_run(

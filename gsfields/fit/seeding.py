@@ -28,6 +28,7 @@ class Picture:
     image: Tensor  # [H, W, 3]
     motion: Tensor  # [H, W] in [0, 1], 0 where nothing is known
     frame: float  # time in frames
+    halfway: tuple[float, float]  # times in frames, to the pictures before and after it
 
 
 @dataclass
@@ -38,13 +39,14 @@ class Seeds:
     colors: Tensor  # [M, 3]
     scales: Tensor  # [M], world units
     frames: Tensor  # [M], time in frames
+    windows: Tensor  # [M, 2], middle and log half length of the time from halfway to halfway
 
     @classmethod
     def joined(cls, many: Sequence[Seeds]) -> Seeds:
         if not many:
             empty = torch.zeros(0, 3)
-            return cls(empty, empty, empty[:, 0], empty[:, 0])
-        names = ("means", "colors", "scales", "frames")
+            return cls(empty, empty, empty[:, 0], empty[:, 0], empty[:, :2])
+        names = ("means", "colors", "scales", "frames", "windows")
         return cls(*(torch.cat([getattr(seeds, name) for seeds in many]) for name in names))
 
     def gaussians(self, opacity: float) -> Gaussians:
@@ -178,6 +180,7 @@ class Unexplained:
     picture: Picture
     residual: Tensor  # [H, W] smoothed colour error of the static layer
     depth: Tensor  # [H, W] of the static layer, world units
+    usual: Tensor  # [H, W]: the least error of what shows there, over parts of the video
 
 
 @torch.no_grad()
@@ -219,7 +222,8 @@ def semistatic_seeds(unexplained: Iterable[Unexplained], per_frame: int, generat
     for u in unexplained:
         k = max(3, u.depth.shape[1] // 30 | 1)
         moving = F.max_pool2d(u.picture.motion[None, None], k, 1, k // 2)[0, 0]
-        wrong = _excess(u.residual) * (1 - moving).square()
+        # What is wrong at all times is a poor reconstruction; what came or went is wrong for a part of them.
+        wrong = (_excess(u.residual) - 1.5 * u.usual).clamp(min=0) * (1 - moving).square()
         pixel = _draw(wrong, round(per_frame * min(1.0, float(wrong.mean()) / 0.005)), generator)
         if not len(pixel):
             continue
@@ -244,11 +248,14 @@ def _draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
 def _seeds(picture: Picture, pixel: Tensor, depth: Tensor, size: float, *, world: bool) -> Seeds:
     """Seeds at pixels and depths [M], `size` pixels large."""
     points = _rays(picture.camera, pixel) * depth[:, None]
+    begin, end = picture.halfway
+    window = torch.tensor([(begin + end) / 2, math.log(max((end - begin) / 2, 1e-3))])
     return Seeds(
         _to_world(picture.camera, points) if world else points,
         picture.image.reshape(-1, 3)[pixel],
         (size * depth / picture.camera.K[0, 0]).clamp(min=1e-6),
         torch.full((len(pixel),), picture.frame),
+        window.repeat(len(pixel), 1),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,24 @@ def prepare_motion(
     return MotionSummary(
         folder, sheet, len(means), float(np.mean(means)), float(np.mean(moving)), sum(m == 0 for m in moving)
     )
+
+
+def parse_options(texts: Mapping[str, str | None]) -> dict[str, Any]:
+    """Options of prepare_motion from texts, such as gaps "1,2,4"; names are checked there.
+
+    Raises ValueError for a text that is no number, or not the whole numbers that gaps and width are.
+    """
+    options: dict[str, Any] = {}
+    for name, text in texts.items():
+        try:
+            if name == "gaps":
+                options[name] = tuple(int(gap) for gap in (text or "").split(","))
+            else:
+                options[name] = int(text or "") if name == "width" else float(text or "")
+        except ValueError:
+            kind = {"gaps": "whole numbers a,b,c", "width": "a whole number"}.get(name, "a number")
+            raise ValueError(f"{name} must be {kind}, but is {text!r}") from None
+    return options
 
 
 def _as_photographed(view: View, score: Tensor) -> Tensor:

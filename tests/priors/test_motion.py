@@ -29,7 +29,8 @@ def test_what_moves_scores_above_what_does_not():
     precision = [average_precision(label.ravel(), s.ravel()) for label, s in zip(labels, scores)]
     assert np.mean(precision) > 90 and min(precision) > 70
     found = np.stack(scores) > 0.5
-    assert (found & labels).sum() / (found | labels).sum() > 0.5
+    assert (found & labels).sum() > 0.9 * found.sum()  # what is reported as moving moves
+    assert (found & labels).sum() > 0.25 * labels.sum()
 
 
 def test_where_nothing_moves_nothing_scores():

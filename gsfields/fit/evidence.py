@@ -1,0 +1,84 @@
+"""What the images say, over time, of each static Gaussian: from the errors of renderings, lifted back to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gsfields.fit import lifespans
+from gsfields.fit.seeding import Picture, smoothed_residual
+from gsfields.layers import LayeredScene, render_layers
+
+_BINS = 8  # of time
+_LEAST = 0.5  # pixels that a Gaussian must show to say anything
+
+
+@dataclass
+class Evidence:
+    """Mean absolute colour errors at the pixels that each of N static Gaussians shows, moving ones left out."""
+
+    contrast: (
+        Tensor  # [N]: after death and before birth, were it alive, less than in its life; 0 where never seen
+    )
+    usual: (
+        Tensor  # [N]: in that eighth of the video in which they are smallest, births and deaths as they are
+    )
+
+    def select(self, index: Tensor) -> Evidence:
+        return Evidence(self.contrast[index], self.usual[index])
+
+
+@torch.no_grad()
+def gather(
+    scene: LayeredScene, spans: Tensor, pictures: Iterable[Picture], soft: float, near: float
+) -> Evidence:
+    """Render every picture by a scene without moving layers, twice: with the births and deaths of `spans` [N, 2] (of
+    softness `soft`) and without. Four times the cost of a rendering.
+    """
+    n = len(scene.static)
+    dead, living = _Mean(n), _Mean(n)
+    bins = [_Mean(n) for _ in range(_BINS)]
+    for picture in pictures:
+        time = picture.frame / scene.duration
+        now = replace(scene, static=lifespans.alive(scene.static, spans, time, soft))
+        as_is = _errors(now, picture, time, near)
+        always = _errors(scene, picture, time, near)
+        lives = ((spans[:, 0] <= time) & (time <= spans[:, 1])).float()
+        living.add(*(part[:n] * lives for part in as_is))
+        dead.add(*(part[:n] * (1 - lives) for part in always))
+        bins[min(int(time * _BINS), _BINS - 1)].add(*(part[:n] for part in as_is))
+    seen = (dead.weight > _LEAST) & (living.weight > _LEAST)
+    errors = torch.stack([torch.where(b.weight > _LEAST, b.value, torch.inf) for b in bins])
+    usual = errors.amin(dim=0)
+    return Evidence(
+        torch.where(seen, dead.value - living.value, 0.0), torch.where(usual.isfinite(), usual, 0.0)
+    )
+
+
+class _Mean:
+    """A running mean per Gaussian."""
+
+    def __init__(self, count: int) -> None:
+        self.sum, self.weight = torch.zeros(count), torch.zeros(count)
+
+    def add(self, sums: Tensor, weights: Tensor) -> None:
+        self.sum += sums
+        self.weight += weights
+
+    @property
+    def value(self) -> Tensor:
+        return self.sum / self.weight.clamp(min=1e-6)
+
+
+def _errors(scene: LayeredScene, picture: Picture, time: float, near: float) -> tuple[Tensor, Tensor]:
+    """(sums, weights) [N] over the pixels that do not move."""
+    rendering = render_layers(scene, picture.camera, time, near=near)
+    k = max(3, picture.image.shape[1] // 30 | 1)
+    still = 1 - F.max_pool2d(picture.motion[None, None], k, 1, k // 2)[0, 0]
+    error = smoothed_residual(rendering.color, picture.image)
+    sums, weights = rendering.plan.lift(error[..., None], still)
+    return sums[:, 0], weights
