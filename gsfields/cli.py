@@ -86,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--window", type=int, default=0, help="neighbours on each side, too (default: 0)")
     sub.add_argument("--visits", type=int, default=40, help="steps per fitted frame (default: 40)")
     sub.add_argument("--time-code", action="store_true", help="refine the time codes, too")
+    sub.add_argument("--reseed", action="store_true", help="new dynamic Gaussians in these frames")
 
     sub = command(
         "eval",
@@ -98,7 +99,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_run(sub)
 
-    sub = command("prep", prepare, "prepare data: `prep motion DATA` makes 2D motion masks from optical flow")
+    sub = command(
+        "prep",
+        prepare,
+        "prepare data: `prep motion DATA` makes 2D motion masks, `prep egocentric DATA` a made-up video",
+    )
     sub.add_argument(
         "what", choices=("motion", "egocentric"), help="motion: masks of DATA; egocentric: make a scene"
     )
@@ -215,7 +220,9 @@ def render_run(args: argparse.Namespace, overrides: Overrides) -> int:
 def refine(args: argparse.Namespace, overrides: Overrides) -> int:
     from gsfields.fit import refine as refinement
 
-    options = refinement.RefineOptions(window=args.window, visits=args.visits, code=args.time_code)
+    options = refinement.RefineOptions(
+        window=args.window, visits=args.visits, code=args.time_code, reseed=args.reseed
+    )
     frames = None if args.frames is None else [name for name in args.frames.split(",") if name]
     done = refinement.refine_run(args.run, frames, options, data=args.data)
     before, after = done.loss

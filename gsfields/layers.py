@@ -175,10 +175,11 @@ class LayeredScene:
 
     @property
     def sh_degree(self) -> int:
+        """That of the static layer; the others have degree 0."""
         return self.static.sh_degree
 
     def layer_ids(self) -> Tensor:
-        """0, 1 or 2 for each Gaussian in the order in which `render_layers` draws them, [N] int64."""
+        """0, 1 or 2 for each Gaussian, static ones and shell first, [N] int64."""
         counts = (len(self.static) + len(self.shell), len(self.semistatic), len(self.dynamic))
         return torch.arange(3).repeat_interleave(torch.tensor(counts)).to(self.static.device)
 
@@ -201,6 +202,7 @@ class LayeredScene:
         return named
 
     def detach(self) -> LayeredScene:
+        """The same tensors without gradients."""
         return self._of({name: value.detach() for name, value in self.tensors().items()}, self._meta())
 
     def save(self, path: str | Path) -> None:
@@ -265,7 +267,8 @@ class LayeredRendering:
     color: Tensor  # [H, W, 3]
     masks: Tensor  # [H, W, 3]: M̂_st, M̂_ss, M̂_dy, how much of a pixel each layer shows
     uncertainty: Tensor  # [H, W, 1]: B = β_min + blended β (LMF equation 4)
-    plan: Plan
+    plan: Plan  # of the static Gaussians and the shell, then of the moving ones that live at the time
+    rows: tuple[slice, Tensor, Tensor]  # which Gaussians of each layer those are
     parts: Tensor | None = None  # [H, W, 3, 3]: what each layer adds to color, [..., layer, channel]
 
     @property
@@ -303,15 +306,12 @@ def render_layers(
     if camera.viewmat.ndim != 2:
         raise ValueError(f"camera must be a single one, but is a batch of {camera.viewmat.shape[0]}")
     still = _joined(scene.static, scene.shell)
-    moving = [
-        layer.at(time, scene.duration, camera, scene.softness) for layer in (scene.semistatic, scene.dynamic)
-    ]
-    layers = [scene.semistatic.gaussians, scene.dynamic.gaussians]
+    moving = [_living(layer, scene, camera, time) for layer in (scene.semistatic, scene.dynamic)]
     built = plan(
-        torch.cat([still.means, *(m[0] for m in moving)]),
-        torch.cat([still.quats, *(m[1] for m in moving)]),
-        torch.cat([still.log_scales, *(g.log_scales for g in layers)]).exp(),
-        torch.cat([still.opacities, *(m[2] for m in moving)]),
+        torch.cat([still.means, *(m.means for m in moving)]),
+        torch.cat([still.quats, *(m.quats for m in moving)]),
+        torch.cat([still.log_scales, *(m.log_scales for m in moving)]).exp(),
+        torch.cat([still.opacities, *(m.opacities for m in moving)]),
         camera.viewmat, camera.K, camera.width, camera.height, near=near, absgrad=absgrad,
     )  # fmt: skip
     degree = still.sh_degree if sh_degree is None else min(sh_degree, still.sh_degree)
@@ -320,8 +320,8 @@ def render_layers(
     bright = scene.brightness(time)
     layered = (
         (still_colors * bright, _static_betas(scene, still)),
-        (moving[0][3] * bright, scene.semistatic.betas),
-        (moving[1][3], scene.dynamic.betas),
+        (moving[0].colors * bright, moving[0].betas),
+        (moving[1].colors, moving[1].betas),
     )
     values = torch.cat([_values(*own, layer, parts) for layer, own in enumerate(layered)])
     shown, blended, showing = built.blend(values).split((9 if parts else 3, 1, 2), dim=-1)
@@ -331,19 +331,45 @@ def render_layers(
     masks = torch.cat((built.alpha - showing.sum(dim=-1, keepdim=True), showing), dim=-1)
     if background is not None:
         color = color + (1 - masks.sum(dim=-1, keepdim=True)) * background
-    return LayeredRendering(color, masks, BETA_MIN + blended, built, by_layer)
+    rows = (slice(0, len(still)), moving[0].rows, moving[1].rows)
+    return LayeredRendering(color, masks, BETA_MIN + blended, built, rows, by_layer)
+
+
+@dataclass
+class _Living:
+    """The Gaussians of a moving layer that show at a time, in the world; only they are projected and sorted."""
+
+    rows: Tensor  # [M] int64, which of the layer's they are
+    means: Tensor  # [M, 3]
+    quats: Tensor  # [M, 4]
+    log_scales: Tensor  # [M, 3]
+    opacities: Tensor  # [M]
+    colors: Tensor  # [M, 3]
+    betas: Tensor  # [M]
+
+
+def _living(layer: MovingLayer, scene: LayeredScene, camera: Camera, time: float) -> _Living:
+    means, quats, opacities, colors = layer.at(time, scene.duration, camera, scene.softness)
+    rows = opacities.detach().nonzero()[:, 0]
+
+    def of(tensor: Tensor) -> Tensor:
+        return tensor.index_select(0, rows)
+
+    scales, betas = of(layer.gaussians.log_scales), F.softplus(of(layer.uncertainty))
+    return _Living(rows, of(means), of(quats), scales, of(opacities), of(colors), betas)
 
 
 def _values(colors: Tensor, betas: Tensor, layer: int, split: bool) -> Tensor:
     """What Gaussians of a layer carry, [N, 6]: colour, β, and whether they are semi-static or dynamic. With `split`
     [N, 12]: the colour stands in three columns of nine, those of its layer.
     """
-    member = colors.new_zeros(len(colors), 2)
-    if layer != STATIC:
-        member[:, layer - 1] = 1
     if split:
         colors = F.pad(colors, (3 * layer, 6 - 3 * layer))
-    return torch.cat((colors, betas[:, None], member), dim=1)
+    values = torch.cat((colors, betas[:, None]), dim=1)
+    if layer == STATIC:
+        return F.pad(values, (0, 2))
+    member = F.one_hot(torch.tensor(layer - 1), 2).to(values).expand(len(values), 2)
+    return torch.cat((values, member), dim=1)
 
 
 def _static_betas(scene: LayeredScene, still: Gaussians) -> Tensor:

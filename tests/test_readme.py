@@ -1,25 +1,34 @@
-"""The README's Python example runs as it stands, next to a scene and a set of Gaussians."""
+"""The README's Python examples run as they stand, next to a scene, a set of Gaussians, a video and its run."""
 
 import re
 from pathlib import Path
 
 import torch
 
+import gsfields
 from gsfields.data.synthetic import make_room, save_room
+from gsfields.fit.checkpoint import Checkpoint
 from gsfields.gaussians import Gaussians
+from tests.fit.tiny_video import TinyVideo, config_of
+from tests.layered_scene import random_scene
+
+
+def python_blocks():
+    """Both: of a scene that stands still, and of a video."""
+    readme = Path(__file__).parents[1] / "README.md"
+    blocks = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    return blocks
 
 
 def test_python_example(tmp_path, monkeypatch):
-    readme = Path(__file__).parents[1] / "README.md"
-    blocks = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
-    assert len(blocks) == 1
     room = make_room(views=3, test_every=2, width=40, height=30, supersample=1)
     save_room(tmp_path / "scene", room)
     points = torch.rand(200, 3, generator=torch.Generator().manual_seed(0)) + torch.tensor([1.5, 1.5, 0.5])
     Gaussians.from_points(points, torch.rand(200, 3)).save(tmp_path / "scene.safetensors")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    exec(blocks[0], names)
+    exec(python_blocks()[0], names)
     assert names["gaussians"].means.grad.isfinite().all()
     assert names["features"].shape == (30, 40, 44)
     assert names["depth"].shape == names["alpha"].shape == (30, 40, 1)
@@ -27,3 +36,17 @@ def test_python_example(tmp_path, monkeypatch):
     assert len(names["static"].ids) + len(names["moving"].ids) == len(names["plan"].ids)
     assert names["scores"].shape == (30, 40, 4) and names["lifted"].shape == (200, 3)
     assert callable(names["rasterization"])
+
+
+def test_layered_example(tmp_path, monkeypatch):
+    config = config_of(TinyVideo(frames=8).write(tmp_path / "VIDEO"))
+    Checkpoint(random_scene(dtype=torch.float32), config, step=1).save(tmp_path / "RUN")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {"gsfields": gsfields, "torch": torch}  # as after the first example
+    exec(python_blocks()[1], names)
+    frame = names["frame"]
+    masks = torch.stack([names[name] for name in ("static", "semistatic", "dynamic")], dim=-1)
+    assert masks.shape == (32, 48, 3) and torch.equal(masks.sum(-1, keepdim=True), frame.alpha)
+    torch.testing.assert_close(names["colors"].sum(dim=-2), frame.color)
+    assert names["depth"].shape == names["doubt"].shape == (32, 48, 1)
+    assert names["labels"].shape == (32, 48, 16)

@@ -101,6 +101,7 @@ class IouCurve:
         self._negative += np.bincount(level[labels == 0], minlength=_LEVELS + 1)
 
     def at(self, threshold: float) -> float:
+        """IoU of the pixels that score at least `threshold`; nan if they and the positive ones are none."""
         return float(self._curve()[_level(np.asarray(threshold))])
 
     def best(self) -> tuple[float, float]:
@@ -142,6 +143,7 @@ class UdosScores:
         return {stem for stem, score in self.per_frame[column].items() if score >= ap}
 
     def as_dict(self) -> dict[str, object]:
+        """As RUN/udos.json has it: AP in percent, IoU in [0, 1]."""
         return {
             "video": self.video,
             "ap": {column: self.mean(column) for column in self.per_frame},

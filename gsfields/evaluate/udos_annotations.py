@@ -87,6 +87,7 @@ class Annotations:
         return sorted(set().union(*self.files.values()))
 
     def motions(self, stem: str) -> list[str]:
+        """The kinds of motion that an image is annotated for."""
         return [motion for motion, files in self.files.items() if stem in files]
 
     def read(self, motion: str, stem: str) -> np.ndarray:

@@ -117,10 +117,12 @@ def list_checkpoints(run: str | Path) -> list[Path]:
 
 
 def remove_run(run: str | Path) -> None:
-    """Delete the checkpoints and metrics in `run`, and nothing else."""
-    for path in list_checkpoints(run):
+    """Delete the checkpoints, masks, scores and metrics in `run`, and nothing else."""
+    folders = [Path(run) / "refined", *(Path(run) / "masks" / layer for layer in ("dynamic", "semistatic"))]
+    for path in [*list_checkpoints(run), *(folder for folder in folders if folder.is_dir())]:
         shutil.rmtree(path)
-    (Path(run) / "metrics.jsonl").unlink(missing_ok=True)
+    for name in ("metrics.jsonl", "eval.json", "udos.json"):
+        (Path(run) / name).unlink(missing_ok=True)
 
 
 class MetricsLog:

@@ -19,6 +19,7 @@ from gsfields.fit.parameters import Parameters
 if TYPE_CHECKING:
     from gsfields.plans import Plan
 
+Rows = tuple[Tensor, int]  # different indices [M], and the size of the set that they are of
 _SPLIT_SHRINK = 1.6  # 3DGS: the two halves of a split Gaussian have its scales divided by 0.8 x 2
 _MAX_COPIES = 51  # 3DGS-MCMC evaluates its binomial sum up to this many Gaussians in one place
 
@@ -43,8 +44,10 @@ class Strategy:
     def watch(self, plan: Plan) -> None:
         """Before the backward pass."""
 
-    def observe(self, plan: Plan, part: slice = slice(None)) -> None:
-        """After the backward pass: gather statistics of this part of the plan's Gaussians."""
+    def observe(self, plan: Plan, part: slice = slice(None), rows: Rows | None = None) -> None:
+        """After the backward pass: gather statistics of this part of the plan's Gaussians, which are the `rows` of a
+        larger set (None: all).
+        """
 
     def update(self, parameters: Parameters, step: int, refine: bool, generator: torch.Generator) -> None:
         """After Adam's step: change the set, if this is a `refine` round."""
@@ -74,14 +77,14 @@ class Ranked(Strategy):
         self.visits = torch.zeros(0)  # [N] steps in which the Gaussian was on screen
 
     @torch.no_grad()
-    def observe(self, plan: Plan, part: slice = slice(None)) -> None:
+    def observe(self, plan: Plan, part: slice = slice(None), rows: Rows | None = None) -> None:
         assert plan.absgrad is not None  # rendered with absgrad=True
         gradient, radii = plan.absgrad[:, part], plan.radii[:, part]
-        n = radii.shape[-2]
+        index, n = rows or (slice(None), radii.shape[-2])
         if len(self.gradient) != n:
             self.gradient, self.visits = torch.zeros(n), torch.zeros(n)
-        self.gradient += gradient.norm(dim=-1).sum(dim=0)
-        self.visits += (radii > 0).all(dim=-1).sum(dim=0)
+        self.gradient[index] += gradient.norm(dim=-1).sum(dim=0)
+        self.visits[index] += (radii > 0).all(dim=-1).sum(dim=0)
 
     @torch.no_grad()
     def update(self, parameters: Parameters, step: int, refine: bool, generator: torch.Generator) -> None:
@@ -251,7 +254,7 @@ class Gsplat(Strategy):
     def watch(self, plan: Plan) -> None:
         plan.means2d.retain_grad()
 
-    def observe(self, plan: Plan, part: slice = slice(None)) -> None:
+    def observe(self, plan: Plan, part: slice = slice(None), rows: Rows | None = None) -> None:
         n = plan.radii.shape[-2]
         assert plan.means2d.grad is not None  # watch was called
         self.info = {

@@ -21,14 +21,13 @@ _LEAST = 0.5  # pixels that a Gaussian must show to say anything
 class Evidence:
     """Mean absolute colour errors at the pixels that each of N static Gaussians shows, moving ones left out."""
 
-    contrast: (
-        Tensor  # [N]: after death and before birth, were it alive, less than in its life; 0 where never seen
-    )
-    usual: (
-        Tensor  # [N]: in that eighth of the video in which they are smallest, births and deaths as they are
-    )
+    # [N]: after death and before birth, were it alive, less those in its life; 0 where it is not seen in both
+    contrast: Tensor
+    # [N]: in that eighth of the video in which they are smallest, births and deaths as they are; 0 where never seen
+    usual: Tensor
 
     def select(self, index: Tensor) -> Evidence:
+        """That of some of the Gaussians: index of integers [M], or bool [N]."""
         return Evidence(self.contrast[index], self.usual[index])
 
 

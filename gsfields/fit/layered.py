@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from gsfields.data.dataset import Dataset
 from gsfields.evaluate.image import ImageScores
 from gsfields.fit import lifespans
 from gsfields.fit.checkpoint import Checkpoint, MetricsLog
-from gsfields.fit.densify import Ranked, Strategy
+from gsfields.fit.densify import Ranked, Rows, Strategy
 from gsfields.fit.evidence import gather
 from gsfields.fit.layers import (
     MOVING,
@@ -38,7 +39,7 @@ from gsfields.fit.showing import evaluate_views
 from gsfields.layers import DYNAMIC, SEMISTATIC, LayeredRendering, LayeredScene, render_layers
 from gsfields.losses import photometric
 from gsfields.losses.motion import (
-    BETA_MIN,
+    impurity,
     mask_entropy,
     negative_motion_fusion,
     positive_motion_fusion,
@@ -70,12 +71,14 @@ class Footage:
         self.photographs = Photographs(dataset, config.data, indices)
         times = dataset.times().tolist()
         self.times = [times[i] for i in indices]
+        self._instants = sorted(set(self.times))
         self.duration = float(max(len(dataset.views) - 1, 1))
 
     def __len__(self) -> int:
         return len(self.views)
 
     def get(self, index: int, scale: float = 1.0) -> Frame:
+        """Image `index` of the footage, `scale` times as large."""
         camera, image, counts = self.photographs.get(index, scale, torch.zeros(3))
         motion = self.views[index].motion_mask()
         if motion is not None and scale != 1:
@@ -84,16 +87,18 @@ class Footage:
         return Frame(camera, image, counts, motion, self.times[index])
 
     def picture(self, index: int, scale: float) -> Picture:
+        """The same for seeding: nothing moves where the 2D method says nothing."""
         frame = self.get(index, scale)
         motion = torch.zeros(frame.image.shape[:2]) if frame.motion is None else frame.motion
         return Picture(frame.camera, frame.image, motion, frame.time * self.duration, self._halfway(index))
 
     def _halfway(self, index: int) -> tuple[float, float]:
-        """Times in frames between image `index` and its neighbours in time; a frame from it where there is none."""
-        own = self.times[index]
-        before = max((t for t in self.times if t < own), default=own - 1 / self.duration)
-        after = min((t for t in self.times if t > own), default=own + 1 / self.duration)
-        return (own + before) / 2 * self.duration, (own + after) / 2 * self.duration
+        """Times in frames between image `index` and its neighbours in time; beyond the video where there is none."""
+        instants, own = self._instants, self.times[index]
+        k = bisect_left(instants, own)
+        begin = (own + instants[k - 1]) / 2 * self.duration if k > 0 else -0.5
+        end = (own + instants[k + 1]) / 2 * self.duration if k + 1 < len(instants) else self.duration + 0.5
+        return begin, end
 
 
 class LayeredTrainer(Loop):
@@ -234,13 +239,15 @@ class LayeredTrainer(Loop):
     def _update(self, rendering: LayeredRendering, step: int) -> None:
         """Adam's step on every layer, then growth."""
         layers = self.parameters.layers
-        begin = 0
-        parts = {}
-        for name in ("static", "shell", *MOVING):
-            parts[name] = slice(begin, begin := begin + len(layers[name]))
+        _, *living = rendering.rows
+        static = len(layers["static"])
+        drawn: dict[str, tuple[slice, Rows | None]] = {"static": (slice(static), None)}
+        begin = static + len(layers["shell"])
+        for name, rows in zip(MOVING, living):
+            drawn[name] = (slice(begin, begin := begin + len(rows)), (rows, len(layers[name])))
         for name, strategy in self.strategies.items():
             if len(layers[name]):
-                strategy.observe(rendering.plan, parts[name])
+                strategy.observe(rendering.plan, *drawn[name])
         for name, rates in self.rates(step).items():
             part = self.parameters.shared if name == "shared" else layers[name]
             part.set_rates({key: rate for key, rate in rates.items() if key in part.values})
@@ -312,22 +319,6 @@ def layered_loss(rendering: LayeredRendering, frame: Frame, m: MotionConfig, *, 
     return loss
 
 
-def impurity(parts: Tensor, masks: Tensor, target: Tensor, beta: Tensor, *, weight: float) -> Tensor:
-    """λ mean of Σ_l w_l ‖c_l - I‖² / (2 B²): the colour error of every layer by itself, weighted by what it shows.
-
-    By Jensen's inequality it bounds the error of the composite, and is equal to it where one layer owns the pixel.
-    It closes the way out by which a layer that shows the wrong thing is paid for by another of an opposite colour.
-
-    Args:
-        parts: [..., L, C], w_l c_l, what each layer adds to the colour.
-        masks: [..., L], w_l.
-        target: [..., C]; beta: [...], a constant here.
-    """
-    squared = (parts - masks[..., None] * target[..., None, :]).square().mean(dim=-1)
-    errors = (squared / masks.clamp(min=0.02)).sum(dim=-1)
-    return weight * (errors / (2 * beta.square())).mean()
-
-
 def check_footage(footage: Footage, config: Config) -> None:
     """Refuse a fit with motion fusion of data without motion masks."""
     m = config.motion
@@ -349,6 +340,3 @@ class _Kept:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         pass
-
-
-__all__ = ["BETA_MIN", "Footage", "Frame", "LayeredTrainer", "layered_loss", "moving_rates", "static_loss"]

@@ -21,10 +21,7 @@ from gsfields.gaussians import Gaussians
 MARGIN = 0.2  # of the first births and deaths, outside the video, in shares of it
 _ENDS_WITHIN = 0.03  # a life that begins or ends this far inside the video is mortal
 _NEIGHBOURS = 12
-_SOFTNESS = (
-    0.15,
-    0.015,
-)  # of births and deaths at the start and at the end: gradients reach far, then lives are sharp
+_SOFTNESS = (0.15, 0.015)  # of births and deaths, first and last: gradients reach far, then lives are sharp
 
 
 def immortal(count: int) -> Tensor:

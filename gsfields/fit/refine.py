@@ -29,7 +29,9 @@ class RefineOptions:
     visits: int = 40  # optimisation steps per fitted frame
     rate: float = 0.5  # learning rates, times those in the middle of the fit
     code: bool = False  # also refine the time codes (the paper does not say)
-    reseed: bool = False  # new Gaussians where the frames are not explained
+    reseed: bool = (
+        False  # new dynamic Gaussians in all fitted frames; held-out ones, which have none, get them anyway
+    )
 
     def __post_init__(self) -> None:
         for name, low in (("window", 0), ("visits", 1)):
@@ -89,10 +91,12 @@ def refine_run(
     seconds = time.monotonic() - started
     refined = refiner.parameters.scene().detach()
     shares = write_masks(refined, dataset, config, run, chosen)
-    saved = Checkpoint(refined, config, checkpoint.step, seconds=seconds).save(Path(run) / "refined", keep=1)
-    done = Refined(len(chosen), len(fitted), seconds, (before, after), shares, saved)
+    stems = [dataset.views[i].stem for i in chosen]
+    saved = Checkpoint(refined, config, checkpoint.step, seconds=seconds, metrics={"refined": stems})
+    folder = saved.save(Path(run) / "refined", keep=1)
+    done = Refined(len(chosen), len(fitted), seconds, (before, after), shares, folder)
     MetricsLog(run, checkpoint.step).write(
-        "refine", checkpoint.step, **(asdict(done) | {"checkpoint": str(saved)}), options=asdict(options)
+        "refine", checkpoint.step, **(asdict(done) | {"checkpoint": str(folder)}), options=asdict(options)
     )
     return done
 
@@ -123,8 +127,8 @@ class Refiner:
         self.order = ViewOrder(len(self.footage), self.generator)
         self.steps = options.visits * len(self.footage)
         self.step = 0
-        if options.reseed:
-            self._reseed()
+        known = () if options.reseed else set(dataset.train)
+        self._reseed([k for k, view in enumerate(views) if view not in known])
 
     def train_step(self) -> float:
         """One step on one of the frames, LMF equations 16 and 17; returns its loss."""
@@ -159,10 +163,13 @@ class Refiner:
         )
         return layered_loss(rendering, frame, motion, late=True)
 
-    def _reseed(self) -> None:
-        pictures = (self.footage.picture(i, 1.0) for i in range(len(self.footage)))
+    def _reseed(self, places: Sequence[int]) -> None:
+        """New dynamic Gaussians for the fitted frames at `places`."""
+        if not places:
+            return
+        pictures = (self.footage.picture(k, 1.0) for k in places)
         scene = self.parameters.scene().detach()
-        seeds = seed_layers(scene, pictures, self.config, self.generator, len(self.footage))
+        seeds = seed_layers(scene, pictures, self.config, self.generator, len(places))
         self.parameters.append("dynamic", seeds["dynamic"])
 
 

@@ -92,7 +92,11 @@ def evaluate_masks_of_run(run: str | Path, *, data: str | None = None) -> tuple[
     checkpoint, dataset = _load(run, str(root))
     assert dataset is not None
     annotations = udos_annotations.Annotations.open(root)
-    parts = evaluate_parts(checkpoint.scene, dataset, annotations, checkpoint.config)
+    refined = {}
+    if list_checkpoints(run / "refined"):
+        later = Checkpoint.load(run / "refined")
+        refined = dict.fromkeys(later.metrics["refined"], later.scene)
+    parts = evaluate_parts(checkpoint.scene, dataset, annotations, checkpoint.config, refined=refined)
     rows = {"3D masks": udos.evaluate_run_folder(run / "masks", root)}
     if (root / "motion_masks").is_dir():
         rows = {"2D masks": udos.evaluate_motion_masks(root / "motion_masks", root)} | rows

@@ -43,6 +43,7 @@ class Seeds:
 
     @classmethod
     def joined(cls, many: Sequence[Seeds]) -> Seeds:
+        """All of them in order; M = 0 where there are none."""
         if not many:
             empty = torch.zeros(0, 3)
             return cls(empty, empty, empty[:, 0], empty[:, 0], empty[:, :2])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 
 import torch
@@ -50,10 +50,13 @@ def evaluate_parts(
     annotations: Annotations,
     config: Config,
     frames: Collection[str] | None = None,
+    refined: Mapping[str, Scene] | None = None,
 ) -> PsnrParts:
     """PSNR of the annotated frames (of those in `frames`) that show something dynamic, by parts: mean over frames,
-    nan if there are none. A frame counts where its annotation is of the size that was fitted.
+    nan if there are none. A frame counts where its annotation is of the size that was fitted. Frames in `refined`
+    are rendered from the scene there.
     """
+    refined = refined or {}
     labelled = annotations.files.get("dynamic", {})
     rows = []
     for view, time in zip(dataset.views, dataset.times().tolist()):
@@ -61,7 +64,7 @@ def evaluate_parts(
             continue
         labels = torch.from_numpy(annotations.read("dynamic", view.stem))
         if labels.any() and tuple(labels.shape) == (view.camera.height, view.camera.width):
-            color = render_view(scene, view.camera, config, time).color
+            color = render_view(refined.get(view.stem, scene), view.camera, config, time).color
             rows.append(psnr_parts(color, view.image(), labels, view.mask()))
     return PsnrParts(*(fmean(part) for part in zip(*rows))) if rows else PsnrParts(*[math.nan] * 3)
 

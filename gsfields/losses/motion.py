@@ -79,6 +79,23 @@ def sparsity(*masks: Tensor, weight: float = 0.01) -> Tensor:
     return weight * torch.stack([mask.mean() for mask in masks]).sum()
 
 
+def impurity(parts: Tensor, masks: Tensor, target: Tensor, beta: Tensor, *, weight: float) -> Tensor:
+    """λ mean of Σ_l w_l ‖c_l - I‖² / (2 B²): the colour error of every layer by itself, weighted by what it shows.
+
+    By Jensen's inequality it bounds the error of the composite, and is equal to it where one layer owns the pixel.
+    Not of the papers: it closes the way out by which a layer that shows the wrong thing is paid for by another of an
+    opposite colour.
+
+    Args:
+        parts: [..., L, C], w_l c_l, what each layer adds to the colour.
+        masks: [..., L], w_l.
+        target: [..., C]; beta: [...], a constant here.
+    """
+    squared = (parts - masks[..., None] * target[..., None, :]).square().mean(dim=-1)
+    errors = (squared / masks.clamp(min=0.02)).sum(dim=-1)
+    return weight * (errors / (2 * beta.square())).mean()
+
+
 def mask_entropy(mask: Tensor, *, weight: float = 0.01, eps: float = 1e-4) -> Tensor:
     """λ times the mean binary entropy of a mask [...], in nats: a pixel shows one layer or another.
 

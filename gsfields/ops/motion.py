@@ -1,5 +1,7 @@
 """Moving Gaussians at one time of a video: life span, low-rank response to the time code, place in the world."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -59,26 +61,40 @@ def respond(
 def pose_of(c2w: Tensor) -> Tensor:
     """The pose [7] that respond() takes of a camera→world matrix [4, 4], for any rotation; detached.
 
-    The rotation becomes the nearest unit quaternion, w >= 0: the eigenvector of Bar-Itzhack 2000, "New method for
-    extracting the quaternion from a rotation matrix", which has no special cases.
+    Of w, x, y and z the one that is largest is found first, from the trace, and divides the others (Shepperd 1978,
+    "Quaternion from rotation matrix"), so that nothing cancels; w >= 0. In Python floats: one small matrix a frame.
     """
     if c2w.shape != (4, 4):
         raise ValueError(f"c2w has shape {list(c2w.shape)}, but must be [4, 4]")
-    if not c2w.isfinite().all():
+    rows = c2w.detach().double().tolist()
+    R = [row[:3] for row in rows[:3]]
+    if not all(math.isfinite(value) for row in rows for value in row):
         raise ValueError("c2w holds a number that is not finite, but must be a camera→world matrix")
-    R = c2w.detach()[:3, :3].double().cpu()
-    if not torch.allclose(R @ R.T, torch.eye(3, dtype=R.dtype), atol=1e-3) or torch.det(R) < 0:
+    if not _is_rotation(R):
         raise ValueError("c2w[:3, :3] is not a rotation, but must be one to 1e-3")
-    xx, xy, xz, yx, yy, yz, zx, zy, zz = R.flatten()
-    upper = torch.stack([
-        xx + yy + zz, zy - yz, xz - zx, yx - xy,
-        zy - yz, xx - yy - zz, xy + yx, xz + zx,
-        xz - zx, xy + yx, yy - xx - zz, yz + zy,
-        yx - xy, xz + zx, yz + zy, zz - xx - yy,
-    ]).view(4, 4)  # fmt: skip
-    quat = torch.linalg.eigh(upper).eigenvectors[:, -1]
-    quat = torch.where(quat[0] < 0, -quat, quat)
-    return torch.cat([quat.to(c2w), c2w.detach()[:3, 3]])
+    trace = R[0][0] + R[1][1] + R[2][2]
+    quat = [0.0, R[2][1] - R[1][2], R[0][2] - R[2][0], R[1][0] - R[0][1]]  # 4w (w, x, y, z), but for w itself
+    largest = max(range(4), key=lambda i: trace if i == 0 else R[i - 1][i - 1])
+    if largest == 0:
+        quat[0] = 1 + trace
+    else:
+        i = largest - 1
+        j, k = (i + 1) % 3, (i + 2) % 3
+        quat[0] = quat[largest]
+        quat[1 + i] = 1 + R[i][i] - R[j][j] - R[k][k]
+        quat[1 + j], quat[1 + k] = R[j][i] + R[i][j], R[k][i] + R[i][k]
+    length = math.copysign(math.hypot(*quat), quat[0])
+    return c2w.new_tensor([*(q / length for q in quat), *(row[3] for row in rows[:3])])
+
+
+def _is_rotation(R: list[list[float]]) -> bool:
+    """Whether the rows of R are orthonormal and right-handed, to 1e-3."""
+    for i in range(3):
+        for j in range(i, 3):
+            if abs(sum(a * b for a, b in zip(R[i], R[j], strict=True)) - (i == j)) > 1e-3:
+                return False
+    (a, b, c), (d, e, f), (g, h, i_) = R
+    return a * (e * i_ - f * h) - b * (d * i_ - f * g) + c * (d * h - e * g) > 0
 
 
 @torch.library.register_fake("gsfields::respond")

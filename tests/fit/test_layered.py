@@ -1,5 +1,6 @@
 """The fit of a layered scene: it separates what moves, resumes bit for bit, and says what it needs."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -14,13 +15,14 @@ from gsfields.cli import main
 from gsfields.data.motion_masks import read_mask
 from gsfields.evaluate.udos import evaluate_motion_masks, evaluate_run_folder
 from gsfields.fit.checkpoint import Checkpoint, read_metrics
-from gsfields.fit.layered import Footage, Frame, LayeredTrainer, impurity, layered_loss, static_loss
+from gsfields.fit.layered import Footage, Frame, LayeredTrainer, layered_loss, static_loss
 from gsfields.fit.runs import start
 from gsfields.fit.scene import open_dataset
 from gsfields.fit.showing import evaluate_views
-from gsfields.layers import LayeredScene, render_layers
+from gsfields.layers import DYNAMIC, LayeredScene, render_layers
 from gsfields.losses import photometric
 from gsfields.losses.motion import (
+    impurity,
     mask_entropy,
     negative_motion_fusion,
     positive_motion_fusion,
@@ -111,6 +113,21 @@ def test_held_out_frames_are_scored_at_their_own_times(video, tmp_path):
         ).square()
         psnr.append(-10 * error.mean().log10().item())
     assert trainer.evaluate().psnr == pytest.approx(sum(psnr) / 3, abs=1e-3)
+
+
+def test_what_moves_is_there_in_held_out_frames(tmp_path):
+    """No image of them is trained on, but seeds live from halfway to halfway between those that are."""
+    data = TinyVideo(frames=24, holes=False).write(tmp_path / "video")
+    trainer = trained(trainer_of(data, tmp_path / "run", split_every=4, steps=120), 120)
+    times, shown = trainer.dataset.times().tolist(), {}
+    for i in trainer.dataset.test:
+        view = trainer.dataset.views[i]
+        dynamic = render_layers(trainer.scene, view.camera, times[i]).masks[..., DYNAMIC]
+        true = view.motion_mask() > 0.5
+        shown[i] = float(dynamic[true].mean()), float(dynamic[~true].mean())
+    assert list(shown) == [0, 4, 8, 12, 16, 20]
+    for i in shown:
+        assert shown[i][0] > 0.4 and shown[i][0] > 3 * shown[i][1], shown
 
 
 # ----------------------------------------------------------------------------------------------- the same bits
@@ -297,7 +314,11 @@ def test_the_commands_from_fit_to_scores(video, tmp_path, capsys):
 
     assert main(["eval", "udos", str(run)]) == 0
     said = capsys.readouterr().out
-    assert "2D masks" in said and "3D masks" in said and (run / "udos.json").is_file()
+    assert "2D masks" in said and "3D masks" in said
+    psnr = json.loads((run / "udos.json").read_text())["psnr"]
+    whole, front, back = (f"{psnr[part]:.2f} dB" for part in ("whole", "foreground", "background"))
+    assert f"PSNR {whole}, {front} where something moves, {back} elsewhere" in said
+    assert min(psnr.values()) > 5 and psnr["background"] > psnr["foreground"]
     assert main(["fit", str(video), "--config", "lmf", "--out", str(run)]) == 2
     assert "already holds a run" in capsys.readouterr().err
 

@@ -7,6 +7,7 @@ import torch
 
 from gsfields.fit import lifespans
 from gsfields.fit.checkpoint import Checkpoint
+from gsfields.fit.evidence import Evidence
 from gsfields.fit.layered import LayeredTrainer
 from gsfields.fit.layers import take_mortals
 from gsfields.fit.parameters import Parameters
@@ -32,6 +33,12 @@ def two_objects():
 
 
 IMMORTAL, FIRST_HALF = (-0.2, 1.2), (-0.2, 0.5)
+
+
+def mortals(gaussians, spans, agreement=0.9, contrast=1.0):
+    """Where `contrast`, one for all or [N], must be 0.1."""
+    contrast = torch.as_tensor(contrast).expand(len(gaussians))
+    return lifespans.mortals(gaussians, spans, agreement, contrast, 0.1)
 
 
 @pytest.mark.parametrize("time", [0.0, 0.45, 0.5, 1.0])
@@ -64,7 +71,7 @@ def test_the_immortal_outlive_the_video():
     spans = lifespans.immortal(3)
     assert spans.shape == (3, 2) and (spans[:, 0] < 0).all() and (spans[:, 1] > 1).all()
     g = two_objects().select(torch.arange(3))
-    assert not lifespans.mortals(g, spans, 0.9).any()
+    assert not mortals(g, spans).any()
     for time in (0.0, 0.5, 1.0):
         sharp = lifespans.alive(g, spans, time, lifespans.softness(1.0))
         torch.testing.assert_close(sharp.opacities, g.opacities, rtol=0, atol=1e-5)
@@ -74,35 +81,51 @@ def test_the_immortal_outlive_the_video():
     "life", [FIRST_HALF, (0.5, 1.2), (0.3, 0.7)], ids=["taken away", "put there", "both"]
 )
 def test_an_object_whose_life_ends_is_mortal_and_another_is_not(life):
-    mortal = lifespans.mortals(two_objects(), spans_of(life, IMMORTAL), 0.9)
+    mortal = mortals(two_objects(), spans_of(life, IMMORTAL))
     assert mortal[:20].all() and not mortal[20:].any()
 
 
 def test_speckles_that_die_alone_are_not_believed():
     spans = spans_of(IMMORTAL, FIRST_HALF)
     spans[3] = torch.tensor(FIRST_HALF)
-    mortal = lifespans.mortals(two_objects(), spans, 0.9)
+    mortal = mortals(two_objects(), spans)
     assert not mortal[:20].any() and mortal[20:].all()
-    assert lifespans.mortals(two_objects(), spans, 0.0)[3]  # unless no neighbour need agree
+    assert mortals(two_objects(), spans, 0.0, 5.0)[3]  # unless no neighbour need agree
 
 
 def test_faint_neighbours_do_not_count():
     spans = spans_of(FIRST_HALF, IMMORTAL)
     spans[:10] = torch.tensor(IMMORTAL)  # every second of the object …
     g = two_objects()
-    assert not lifespans.mortals(g, spans, 0.9)[:20].any()
+    assert not mortals(g, spans)[:20].any()
     g.opacity_logits[:10] = -12.0  # … which nobody sees
-    assert lifespans.mortals(g, spans, 0.9)[10:20].all()
+    assert mortals(g, spans)[10:20].all()
 
 
 def test_a_life_that_ends_before_it_begins_is_none():
-    assert not lifespans.mortals(two_objects(), spans_of((0.6, 0.4), IMMORTAL), 0.9).any()
+    assert not mortals(two_objects(), spans_of((0.6, 0.4), IMMORTAL)).any()
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
 def test_few_gaussians(count):
     g = two_objects().select(torch.arange(count))
-    assert lifespans.mortals(g, spans_of(FIRST_HALF)[:count], 0.9).tolist() == [True] * count
+    spans = spans_of(FIRST_HALF)[:count]
+    assert mortals(g, spans).tolist() == [True] * count
+    assert not mortals(g, spans, contrast=0.05).any()
+
+
+def test_an_end_without_which_the_images_would_be_as_right_is_not_believed():
+    spans = spans_of(FIRST_HALF, FIRST_HALF)
+    contrast = torch.tensor([0.2, 0.05]).repeat_interleave(20)
+    assert mortals(two_objects(), spans, contrast=contrast).tolist() == [True] * 20 + [False] * 20
+
+
+def test_contrast_is_a_mean_over_neighbours_of_what_is_mortal():
+    spans, contrast = spans_of(FIRST_HALF, IMMORTAL), torch.zeros(40)
+    contrast[:20:2] = 0.4
+    assert mortals(two_objects(), spans, contrast=contrast)[:20].all()  # 0.2 in the mean
+    spans[:20:2] = torch.tensor(IMMORTAL)  # those that would gain do not die
+    assert not mortals(two_objects(), spans, 0.1, contrast).any()
 
 
 def test_windows_in_frames():
@@ -114,7 +137,10 @@ def test_windows_in_frames():
 def test_the_mortal_move_over_and_look_the_same():
     g, spans = two_objects(), spans_of(FIRST_HALF, IMMORTAL)
     static = Parameters({**g.parameters(), "spans": spans})
-    taken = take_mortals(static, moving(g.select(torch.arange(0)), rank=2, rows=5), 0.9, 10.0)
+    evidence = Evidence(contrast=torch.ones(40), usual=torch.arange(40.0))
+    like = moving(g.select(torch.arange(0)), rank=2, rows=5)
+    taken, left = take_mortals(static, like, evidence, config_of("none").layers, 10.0)
+    assert left.usual.tolist() == list(range(20, 40)) and len(left.contrast) == 20
     assert (len(static), len(taken), taken.frame) == (20, 20, "world") and "spans" not in static.values
     assert torch.equal(taken.gaussians.means, g.means[:20]) and torch.equal(
         static.values["means"], g.means[20:]

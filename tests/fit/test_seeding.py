@@ -1,14 +1,16 @@
 """Where Gaussians start: depths from a plane sweep, an opaque shell, seeds where something moves or has changed."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from gsfields.camera import Camera
+from gsfields.fit.layered import Footage
 from gsfields.fit.layers import LayeredParameters, look, scene_depths, seed_layers, static_only
+from gsfields.fit.scene import open_dataset
 from gsfields.fit.seeding import (
-    Picture,
     Seeds,
     Unexplained,
     dynamic_seeds,
@@ -71,7 +73,7 @@ def test_a_plane_sweep_finds_the_depths(still, swept):
 def test_a_plane_sweep_leaves_out_what_moves(swept):
     """The ball alone has full red without blue: no pixel is drawn there, none is found to look like it."""
     pictures, _, colors = swept
-    blind = [Picture(p.camera, p.image, torch.zeros_like(p.motion), p.frame) for p in pictures]
+    blind = [replace(p, motion=torch.zeros_like(p.motion)) for p in pictures]
     _, all_colors = photo_consistent_points(blind, 1500, (1.5, 12.0), generator())
     on_ball = [((c[:, 0] > 0.97) & (c[:, 2] < 0.03)).float().mean() for c in (colors, all_colors)]
     assert on_ball[0] == 0 and on_ball[1] > 0.01
@@ -131,9 +133,8 @@ def unexplained(i, video):
     """(frame i with a perfect wall as static layer, its true masks)."""
     color, masks, depth = video.render(i)
     wall = rest(video.wall.means, video.wall.colors, scale=video.wall.scale, opacity=0.95)
-    return Unexplained(
-        video.picture(i), smoothed_residual(render(wall, video.camera(i)).color, color), depth
-    ), masks
+    residual = smoothed_residual(render(wall, video.camera(i)).color, color)
+    return Unexplained(video.picture(i), residual, depth, torch.zeros_like(residual)), masks
 
 
 def test_dynamic_seeds_lie_on_the_masks_between_camera_and_surface():
@@ -171,7 +172,7 @@ def test_the_other_dynamic_seeds_lie_where_the_static_layer_is_wrong():
 def test_where_nothing_is_unexplained_there_are_no_seeds():
     video = TinyVideo()
     u, _ = unexplained(4, video)
-    quiet = Unexplained(u.picture, torch.zeros_like(u.residual), u.depth)
+    quiet = replace(u, residual=torch.zeros_like(u.residual))
     quiet.picture.motion = torch.zeros_like(u.depth)
     for make in (dynamic_seeds, semistatic_seeds):
         seeds = make([quiet, quiet], 50, generator())
@@ -191,6 +192,41 @@ def test_semistatic_seeds_lie_just_before_the_surface_where_it_is_wrong_and_noth
     assert BOX_DEPTH < depth.median() < WALL_DEPTH + 0.2
 
 
+def test_semistatic_seeds_are_not_where_the_static_layer_is_always_wrong():
+    u, _ = unexplained(5, TinyVideo())
+    assert len(semistatic_seeds([u], 200, generator()).means) > 20
+    poor = replace(u, usual=u.residual)  # as wrong at its best as now
+    assert len(semistatic_seeds([poor], 200, generator()).means) == 0
+    left = (torch.arange(u.depth.shape[1]) < u.depth.shape[1] // 2 - 4).expand(u.depth.shape)
+    half = replace(u, usual=torch.where(left, u.residual, 0.0))
+    seeds = semistatic_seeds([half], 200, generator())
+    pixel, _ = projected(u.picture.camera, seeds.means)
+    assert len(pixel) > 5 and not left.flatten()[pixel].any()
+
+
+@pytest.mark.parametrize("halfway", [(3.5, 4.5), (2.0, 4.5), (3.5, 7.0)], ids=["even", "before", "after"])
+def test_seeds_live_from_halfway_to_halfway(halfway):
+    u, _ = unexplained(4, TinyVideo())
+    u.picture.halfway = halfway
+    windows = dynamic_seeds([u], 30, generator()).windows
+    half = windows[:, 1].exp()
+    torch.testing.assert_close(windows[:, 0] - half, torch.full_like(half, halfway[0]))
+    torch.testing.assert_close(windows[:, 0] + half, torch.full_like(half, halfway[1]))
+
+
+def test_frames_that_are_held_out_lie_in_the_life_of_their_neighbours(video):
+    """From the first training image to the last, every moment is in the life of one picture's seeds, and one only."""
+    config = config_of(video, split_every=4)
+    dataset = open_dataset(config.data)
+    footage = Footage(dataset, config)
+    lives = {p.frame: p.halfway for p in (footage.picture(k, 1.0) for k in range(len(footage)))}
+    assert dataset.test == [0, 4, 8]
+    assert lives[3] == pytest.approx((2.5, 4.0)) and lives[5] == pytest.approx((4.0, 5.5))
+    assert lives[6] == pytest.approx((5.5, 6.5)) and lives[11] == pytest.approx((10.5, 11.5))
+    ends = [end for life in sorted(lives.values()) for end in life]
+    assert ends[1:-1:2] == pytest.approx(ends[2:-1:2])
+
+
 def test_the_residual_is_a_mean_over_a_square():
     image, rendered = torch.zeros(9, 12, 3), torch.zeros(9, 12, 3)
     rendered[4, 6] = torch.tensor([0.3, 0.6, 0.9])
@@ -205,6 +241,7 @@ def test_seeds_become_round_gaussians():
         torch.rand(3, 3, generator=generator()),
         torch.tensor([0.1, 0.2, 0.3]),
         torch.arange(3.0),
+        torch.zeros(3, 2),
     )
     made = Seeds.joined([seeds, seeds]).gaussians(0.25)
     assert len(made) == 6 and made.sh_degree == 0
@@ -224,7 +261,7 @@ def wall_scene(video):
 
 def test_seeding_gives_layers_in_their_frames_with_life_spans():
     video = TinyVideo()
-    config = config_of("none", semistatic_count=120, dynamic_count=25, dynamic_span=0.4, semistatic_span=0.2)
+    config = config_of("none", semistatic_count=120, dynamic_count=25, semistatic_span=0.2)
     pictures = [video.picture(i) for i in range(video.frames)]
     scene = wall_scene(video)
     seeds = seed_layers(scene, iter(pictures), config, generator(), len(pictures))
@@ -232,7 +269,7 @@ def test_seeding_gives_layers_in_their_frames_with_life_spans():
     assert (semistatic.frame, dynamic.frame) == ("world", "camera")
     assert 0 < len(semistatic) <= 120 and 100 < len(dynamic) <= 25 * 12
     assert dynamic.windows[:, 0].unique().tolist() == pytest.approx(list(range(12)))
-    torch.testing.assert_close(dynamic.windows[:, 1].exp(), torch.full((len(dynamic),), 0.4))
+    torch.testing.assert_close(dynamic.windows[:, 1].exp(), torch.full((len(dynamic),), 0.5))
     torch.testing.assert_close(semistatic.windows[:, 1].exp(), torch.full((len(semistatic),), 0.2 * 11))
     assert not dynamic.response.any() and dynamic.betas.tolist() == pytest.approx([0.03] * len(dynamic))
     shown = LayeredScene(scene.static, scene.shell, semistatic, dynamic, scene.gain, scene.duration)
@@ -260,8 +297,18 @@ def test_what_the_static_layer_makes_of_a_picture():
     picture = video.picture(0)
     u = look(alone, picture, config_of("none"))
     torch.testing.assert_close(u.depth, video.render(0)[2], rtol=0.02, atol=0.05)
+    assert not u.usual.any()
     ball = picture.motion > 0.9
     assert u.residual[ball].mean() > 3 * u.residual[picture.motion < 0.01].median()
+
+
+def test_what_is_usual_is_seen_where_its_gaussians_are():
+    video = TinyVideo()
+    scene = wall_scene(video)
+    right = scene.static.means[:, 0] > 0
+    u = look(scene, video.picture(0), config_of("none"), torch.where(right, 0.3, 0.0))
+    columns = u.usual.mean(dim=0)
+    assert columns[:12].max() < 0.05 and columns[-12:].min() > 0.25
 
 
 def test_depths_before_the_cameras_are_sorted_and_never_none():

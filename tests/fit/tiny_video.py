@@ -120,7 +120,7 @@ class TinyVideo:
     def picture(self, i: int) -> Picture:
         """Frame i as the fit sees it, with its true motion mask."""
         color, masks, _ = self.render(i)
-        return Picture(self.camera(i), color, masks[..., BALL], float(i))
+        return Picture(self.camera(i), color, masks[..., BALL], float(i), (i - 0.5, i + 0.5))
 
     @property
     def lens(self) -> Intrinsics:

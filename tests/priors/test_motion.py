@@ -10,12 +10,13 @@ from PIL import Image
 
 pytest.importorskip("cv2", reason="motion masks need opencv-python-headless")
 
+from gsfields.cli import main
 from gsfields.data import load_dataset
 from gsfields.data.dataset import Dataset
 from gsfields.data.images import Pixels
 from gsfields.evaluate.udos import average_precision
 from gsfields.priors import motion
-from gsfields.priors.motion import MotionConfig, motion_scores, prepare_motion
+from gsfields.priors.motion import MotionConfig, motion_scores, parse_options, prepare_motion
 from tests.priors.video import HEIGHT, WIDTH, make_video, save_video
 
 CONFIG = MotionConfig(width=WIDTH, gaps=(1, 2))  # quick
@@ -152,6 +153,29 @@ def test_bad_requests(tmp_path: Path):
         prepare_motion(tmp_path / "nothing")
     with pytest.raises(ValueError, match="step is no option of the motion masks: they are gaps, "):
         prepare_motion(tmp_path, step=3)
+
+
+def test_options_from_texts():
+    texts = {"gaps": "1,2,4", "width": "160", "cut": "0.25"}
+    assert parse_options(texts) == {"gaps": (1, 2, 4), "width": 160, "cut": 0.25}
+    for name, text, kind in (
+        ("gaps", "1,x", "whole numbers a,b,c"),
+        ("gaps", None, "whole numbers a,b,c"),
+        ("width", "160.5", "a whole number"),
+        ("cut", "low", "a number"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} must be {kind}, but is "):
+            parse_options({name: text})
+
+
+def test_the_command_takes_options(tmp_path: Path, capsys):
+    root = save_video(tmp_path / "video", make_video(3)[0])
+    assert main(["prep", "motion", str(root), "--gaps", "1,x"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said == "gsfields prep: gaps must be whole numbers a,b,c, but is '1,x'"
+    assert not (root / "motion_masks").exists()
+    assert main(["prep", "motion", str(root), "--gaps", "1", "--width", "64"]) == 0
+    assert f"3 masks in {root / 'motion_masks'}: " in capsys.readouterr().out
 
 
 def test_every_frame_of_a_standing_camera_gets_a_score():
