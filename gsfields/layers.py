@@ -268,7 +268,8 @@ class LayeredRendering:
     masks: Tensor  # [H, W, 3]: M̂_st, M̂_ss, M̂_dy, how much of a pixel each layer shows
     uncertainty: Tensor  # [H, W, 1]: B = β_min + blended β (LMF equation 4)
     plan: Plan  # of the static Gaussians and the shell, then of the moving ones that live at the time
-    rows: tuple[slice, Tensor, Tensor]  # which Gaussians of each layer those are
+    index: Tensor  # [M] int64: which of the scene's Gaussians those are (static, shell, semi-static, dynamic)
+    drawn: tuple[int, int, int]  # how many of them each layer has, the shell's with the static ones
     parts: Tensor | None = None  # [H, W, 3, 3]: what each layer adds to color, [..., layer, channel]
 
     @property
@@ -280,6 +281,10 @@ class LayeredRendering:
     def depth(self) -> Tensor:
         """Expected depth along the camera's z axis, [H, W, 1], world units."""
         return self.plan.depth()
+
+    def blend(self, values: Tensor, background: Tensor | None = None) -> Tensor:
+        """Anything else that the scene's Gaussians carry, values [N, C] in its order, as an image [H, W, C]."""
+        return self.plan.blend(values[self.index], background)
 
 
 def render_layers(
@@ -331,8 +336,11 @@ def render_layers(
     masks = torch.cat((built.alpha - showing.sum(dim=-1, keepdim=True), showing), dim=-1)
     if background is not None:
         color = color + (1 - masks.sum(dim=-1, keepdim=True)) * background
-    rows = (slice(0, len(still)), moving[0].rows, moving[1].rows)
-    return LayeredRendering(color, masks, BETA_MIN + blended, built, rows, by_layer)
+    begins = (len(still), len(still) + len(scene.semistatic))
+    rows = [begin + layer.rows for begin, layer in zip(begins, moving, strict=True)]
+    index = torch.cat((torch.arange(len(still), device=still.device), *rows))
+    drawn = (len(still), len(rows[0]), len(rows[1]))
+    return LayeredRendering(color, masks, BETA_MIN + blended, built, index, drawn, by_layer)
 
 
 @dataclass

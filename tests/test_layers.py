@@ -219,6 +219,20 @@ def test_a_life_span_begins_and_ends():
             assert alpha == 0
 
 
+def test_anything_that_all_gaussians_carry_is_blended_though_some_do_not_live():
+    scene = random_scene((5, 3, 6, 7))
+    scene.dynamic.windows[::2, 0] = 40.0  # long after the video
+    scene.dynamic.windows[::2, 1] = 0.0
+    scene.semistatic.windows[:1] = torch.tensor([-40.0, 0.0]).to(scene.semistatic.windows)
+    r = render_layers(scene, camera(dtype=torch.float64), 0.4)
+    assert len(r.index) == sum(r.drawn) and r.drawn[0] == 8 and r.drawn[1] < 6 and r.drawn[2] < 7
+    member = torch.nn.functional.one_hot(scene.layer_ids(), 3).double()
+    torch.testing.assert_close(r.blend(member), r.masks, rtol=0, atol=1e-10)
+    assert torch.equal(
+        r.blend(member[:, :1], torch.ones(1).double()), r.blend(member[:, :1]) + 1 - r.plan.alpha
+    )
+
+
 def test_times_between_the_frames_interpolate():
     scene, view = random_scene(), camera(dtype=torch.float64)
     here, near, there = (images(scene, view, t) for t in (0.4, 0.4 + 1e-5, 0.5))

@@ -239,12 +239,12 @@ class LayeredTrainer(Loop):
     def _update(self, rendering: LayeredRendering, step: int) -> None:
         """Adam's step on every layer, then growth."""
         layers = self.parameters.layers
-        _, *living = rendering.rows
-        static = len(layers["static"])
-        drawn: dict[str, tuple[slice, Rows | None]] = {"static": (slice(static), None)}
-        begin = static + len(layers["shell"])
-        for name, rows in zip(MOVING, living):
-            drawn[name] = (slice(begin, begin := begin + len(rows)), (rows, len(layers[name])))
+        drawn: dict[str, tuple[slice, Rows | None]] = {"static": (slice(len(layers["static"])), None)}
+        first, begin = len(layers["static"]) + len(layers["shell"]), rendering.drawn[0]
+        for name, count in zip(MOVING, rendering.drawn[1:], strict=True):
+            here = slice(begin, begin + count)
+            drawn[name] = (here, (rendering.index[here] - first, len(layers[name])))
+            begin, first = begin + count, first + len(layers[name])
         for name, strategy in self.strategies.items():
             if len(layers[name]):
                 strategy.observe(rendering.plan, *drawn[name])
