@@ -18,7 +18,7 @@ from gsfields.fit import runs
 from gsfields.fit.checkpoint import Checkpoint
 from gsfields.fit.loop import Outcome
 from gsfields.fit.scene import open_dataset
-from gsfields.fit.showing import evaluate_parts, evaluation_background, render_view
+from gsfields.fit.showing import evaluation_background, render_view
 from gsfields.layers import DYNAMIC, SEMISTATIC, LayeredScene, MovingLayer, render_layers
 
 Item = TypeVar("Item")
@@ -49,20 +49,12 @@ def demo(scene: str | None, run: str | Path, overrides: runs.Overrides = ()) -> 
     if isinstance(checkpoint.scene, LayeredScene):
         annotations = Annotations.open(checkpoint.config.data.path) if scene is None else None
         if annotations is not None:
-            outcome.report += scores(run, checkpoint, dataset, annotations)
+            outcome.report += runs.evaluate_masks_of_run(run)[1].splitlines()
         picture = story(checkpoint, dataset, annotations)
     else:
         picture = comparison(checkpoint, dataset)
     pictures.save_png(picture, sheet)
     return outcome, sheet
-
-
-def scores(run: Path, checkpoint: Checkpoint, dataset: Dataset, annotations: Annotations) -> list[str]:
-    """The table of 2D and 3D masks by the UDOS protocol, and the PSNR of the renderings; also RUN/udos.json."""
-    _, table = runs.evaluate_masks_of_run(run)
-    parts = evaluate_parts(checkpoint.scene, dataset, annotations, checkpoint.config)
-    images = f"whole {parts.whole:.1f}, what moves {parts.foreground:.1f}, all else {parts.background:.1f}"
-    return [*table.splitlines(), f"PSNR of the rendering, dB: {images}"]
 
 
 @torch.no_grad()
