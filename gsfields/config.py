@@ -85,7 +85,7 @@ class DensifyConfig:
         "mcmc: move the dead onto the living and add noise; "
         "gsplat: its DefaultStrategy (needs gsplat); none: a fixed set",
     )
-    max_gaussians: int = _doc(60_000, "never more Gaussians than this", low=1)
+    max_gaussians: int = _doc(60_000, "never more Gaussians than this; model layered: in each layer", low=1)
     growth: float = _doc(0.2, "share of the Gaussians that one round may add", low=0, high=1)
     refine_every: int = _doc(100, "steps between two rounds", low=1)
     refine_start: float = _doc(0.05, "share of the run after which rounds begin", low=0, high=1)

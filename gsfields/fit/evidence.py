@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gsfields.fit import lifespans
-from gsfields.fit.seeding import Picture, smoothed_residual
+from gsfields.fit.seeding import Picture, smoothed_residual, widened
 from gsfields.layers import LayeredScene, render_layers
 
 _BINS = 8  # of time
@@ -76,8 +75,7 @@ class _Mean:
 def _errors(scene: LayeredScene, picture: Picture, time: float, near: float) -> tuple[Tensor, Tensor]:
     """(sums, weights) [N] over the pixels that do not move."""
     rendering = render_layers(scene, picture.camera, time, near=near)
-    k = max(3, picture.image.shape[1] // 30 | 1)
-    still = 1 - F.max_pool2d(picture.motion[None, None], k, 1, k // 2)[0, 0]
+    still = 1 - widened(picture.motion, 30)
     error = smoothed_residual(rendering.color, picture.image)
     sums, weights = rendering.plan.lift(error[..., None], still)
     return sums[:, 0], weights

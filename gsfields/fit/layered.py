@@ -15,7 +15,6 @@ from torch import Tensor
 from gsfields.camera import Camera
 from gsfields.config import Config, MotionConfig
 from gsfields.data.dataset import Dataset
-from gsfields.evaluate.image import ImageScores
 from gsfields.fit import lifespans
 from gsfields.fit.checkpoint import Checkpoint, MetricsLog
 from gsfields.fit.densify import Ranked, Rows, Strategy
@@ -34,8 +33,7 @@ from gsfields.fit.masks import write_masks
 from gsfields.fit.parameters import Parameters
 from gsfields.fit.scene import Photographs
 from gsfields.fit.schedule import Schedule, ViewOrder
-from gsfields.fit.seeding import Picture
-from gsfields.fit.showing import evaluate_views
+from gsfields.fit.seeding import Picture, widened
 from gsfields.layers import DYNAMIC, SEMISTATIC, LayeredRendering, LayeredScene, render_layers
 from gsfields.losses import photometric
 from gsfields.losses.motion import (
@@ -197,10 +195,6 @@ class LayeredTrainer(Loop):
             f"moving layers seeded at step {self.step} from {len(self.footage)} frames: {counts}"
         )
 
-    def evaluate(self, limit: int | None = None) -> ImageScores | None:
-        views = self.dataset.test[:limit]
-        return evaluate_views(self.scene, self.dataset, views, self.config) if views else None
-
     def finish(self, log: MetricsLog) -> list[str]:
         shares = write_masks(self.scene, self.dataset, self.config, self.run)
         counts = self.scene.counts
@@ -290,9 +284,7 @@ def static_loss(rendering: LayeredRendering, frame: Frame, ssim_weight: float) -
     """Photometric loss over the pixels that do not move, (1 - M)² of each, M widened by 1 % of the width."""
     weight = frame.counts
     if frame.motion is not None:
-        k = max(3, frame.image.shape[1] // 50 | 1)
-        moving = F.max_pool2d(frame.motion[None, None], k, 1, k // 2)[0, 0]
-        still = (1 - moving).square()
+        still = (1 - widened(frame.motion, 50)).square()
         weight = still if weight is None else still * weight
     return photometric(rendering.color, frame.image, ssim_weight=ssim_weight, mask=weight)
 

@@ -23,6 +23,7 @@ from gsfields.config import Config
 from gsfields.data.dataset import Dataset
 from gsfields.evaluate.image import ImageScores
 from gsfields.fit.checkpoint import Checkpoint, MetricsLog, Scene
+from gsfields.fit.showing import evaluate_views
 
 
 class Stateful(Protocol):
@@ -69,9 +70,10 @@ class Loop(ABC):
     def train_step(self) -> tuple[float, float]:
         """One optimisation step on one image; returns its loss and PSNR (dB)."""
 
-    @abstractmethod
     def evaluate(self, limit: int | None = None) -> ImageScores | None:
         """Scores on (the first `limit` of) the held-out views; None if there are none."""
+        views = self.dataset.test[:limit]
+        return evaluate_views(self.scene, self.dataset, views, self.config) if views else None
 
     @abstractmethod
     def parts(self) -> dict[str, Stateful]:

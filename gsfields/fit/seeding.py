@@ -184,6 +184,12 @@ class Unexplained:
     usual: Tensor  # [H, W]: the least error of what shows there, over parts of the video
 
 
+def widened(image: Tensor, share: int) -> Tensor:
+    """Each pixel of an image [H, W] becomes the greatest within a square of 1/share of the width, 3 pixels at least."""
+    k = max(3, image.shape[1] // share | 1)
+    return F.max_pool2d(image[None, None], k, 1, k // 2)[0, 0]
+
+
 @torch.no_grad()
 def smoothed_residual(rendered: Tensor, image: Tensor) -> Tensor:
     """Mean absolute colour error [H, W], smoothed over about 1/40 of the width: single pixels are noise."""
@@ -207,8 +213,7 @@ def dynamic_seeds(
         pixel = torch.cat((_draw(motion, mask_count, generator), _draw(residual, rest_count, generator)))
         if not len(pixel):
             continue
-        k = max(3, u.depth.shape[1] // 10 | 1)
-        nearest = -F.max_pool2d(-u.depth[None, None], k, 1, k // 2)[0, 0]
+        nearest = -widened(-u.depth, 10)
         depth = nearest.flatten()[pixel] * (0.3 + 0.4 * torch.rand(len(pixel), generator=generator))
         area = float((motion > 0.25).float().mean()) * motion.numel()
         spacing = math.sqrt(max(area, 0.02 * motion.numel()) / len(pixel))  # pixels
@@ -221,8 +226,7 @@ def semistatic_seeds(unexplained: Iterable[Unexplained], per_frame: int, generat
     """Seeds in the world, just before the static surface, where it is wrong although nothing moves there."""
     made = []
     for u in unexplained:
-        k = max(3, u.depth.shape[1] // 30 | 1)
-        moving = F.max_pool2d(u.picture.motion[None, None], k, 1, k // 2)[0, 0]
+        moving = widened(u.picture.motion, 30)
         # What is wrong at all times is a poor reconstruction; what came or went is wrong for a part of them.
         wrong = (_excess(u.residual) - 1.5 * u.usual).clamp(min=0) * (1 - moving).square()
         pixel = _draw(wrong, round(per_frame * min(1.0, float(wrong.mean()) / 0.005)), generator)

@@ -9,14 +9,12 @@ from torch import Tensor
 
 from gsfields.config import Config
 from gsfields.data.dataset import Dataset
-from gsfields.evaluate.image import ImageScores
 from gsfields.fit.checkpoint import Checkpoint
 from gsfields.fit.densify import make_strategy
 from gsfields.fit.loop import Loop, Stateful
 from gsfields.fit.parameters import Parameters
 from gsfields.fit.scene import Photographs, initial_gaussians
 from gsfields.fit.schedule import Schedule, ViewOrder
-from gsfields.fit.showing import evaluate_views
 from gsfields.gaussians import Gaussians
 from gsfields.losses import photometric
 from gsfields.rendering import render
@@ -77,10 +75,6 @@ class Trainer(Loop):
         if mask is not None:
             error = error[mask > 0]
         return loss.item(), -10 * math.log10(max(error.mean().item(), 1e-10))
-
-    def evaluate(self, limit: int | None = None) -> ImageScores | None:
-        views = self.dataset.test[:limit]
-        return evaluate_views(self.scene, self.dataset, views, self.config) if views else None
 
     def parts(self) -> dict[str, Stateful]:
         return {"adam": self.parameters, "order": self.order, "strategy": self.strategy}

@@ -19,7 +19,7 @@ from gsfields.data.load import load_dataset
 from gsfields.data.motion_masks import write_mask
 from gsfields.files import written_whole
 from gsfields.pictures import contact_sheet, save_png
-from gsfields.priors.scores import MotionConfig, motion_scores
+from gsfields.priors.scores import FlowConfig, motion_scores
 
 MASKS, SHEET = "motion_masks", "motion_sheet.png"
 _ROWS, _SHEET_WIDTH = 8, 320  # frames shown on the sheet, and how wide each is, pixels
@@ -48,7 +48,7 @@ def prepare_motion(
     data: str | Path,
     *,
     overwrite: bool = False,
-    config: MotionConfig | None = None,
+    config: FlowConfig | None = None,
     progress: bool = True,
     **options: Any,
 ) -> MotionSummary:
@@ -61,11 +61,11 @@ def prepare_motion(
     Raises FileNotFoundError or ValueError where the dataset cannot be read, is no video, or already has masks that
     are not to be overwritten; ImportError where OpenCV is missing.
     """
-    unknown = set(options) - {item.name for item in fields(MotionConfig)}
+    unknown = set(options) - {item.name for item in fields(FlowConfig)}
     if unknown:
-        known = ", ".join(item.name for item in fields(MotionConfig))
+        known = ", ".join(item.name for item in fields(FlowConfig))
         raise ValueError(f"{min(unknown)} is no option of the motion masks: they are {known}")
-    config = replace(config or MotionConfig(), **options)
+    config = replace(config or FlowConfig(), **options)
     path = Path(data)
     root = path.parent if path.is_file() else path
     folder, sheet = root / MASKS, root / SHEET

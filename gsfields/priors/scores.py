@@ -29,7 +29,7 @@ _STRONGEST = 30.0  # standard deviations; a wrong match can be any number off
 
 
 @dataclass(frozen=True)
-class MotionConfig:
+class FlowConfig:
     """How motion is looked for. Raises ValueError for values out of range."""
 
     gaps: tuple[int, ...] = (1, 2, 4, 8, 16)  # frames between the two of a pair, both ways in time
@@ -57,7 +57,7 @@ class MotionConfig:
                 raise ValueError(f"{name} must be positive, but is {getattr(self, name)}")
 
 
-def motion_scores(dataset: Dataset, config: MotionConfig | None = None) -> Iterator[tuple[View, Array]]:
+def motion_scores(dataset: Dataset, config: FlowConfig | None = None) -> Iterator[tuple[View, Array]]:
     """(view, score) for every view of a video in time order; score [H, W] float32 in [0, 1] at the size of the
     view's camera, above 0.5 where the pixel shows something that moves.
 
@@ -70,7 +70,7 @@ def motion_scores(dataset: Dataset, config: MotionConfig | None = None) -> Itera
             f"motion needs two views or more, but dataset {dataset.name!r} has {len(dataset.views)}"
         )
     require_opencv()
-    return _Video(dataset, config or MotionConfig()).scores()
+    return _Video(dataset, config or FlowConfig()).scores()
 
 
 @dataclass
@@ -95,7 +95,7 @@ class _Pair(NamedTuple):
 class _Video:
     """The frames of a dataset in time order, of which only a window is held."""
 
-    def __init__(self, dataset: Dataset, config: MotionConfig) -> None:
+    def __init__(self, dataset: Dataset, config: FlowConfig) -> None:
         order = np.argsort(dataset.times().numpy(), kind="stable")
         self.views = [dataset.views[i] for i in order]
         self.points = dataset.points

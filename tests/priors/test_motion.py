@@ -16,10 +16,10 @@ from gsfields.data.dataset import Dataset
 from gsfields.data.images import Pixels
 from gsfields.evaluate.udos import average_precision
 from gsfields.priors import motion
-from gsfields.priors.motion import MotionConfig, motion_scores, parse_options, prepare_motion
+from gsfields.priors.motion import FlowConfig, motion_scores, parse_options, prepare_motion
 from tests.priors.video import HEIGHT, WIDTH, make_video, save_video
 
-CONFIG = MotionConfig(width=WIDTH, gaps=(1, 2))  # quick
+CONFIG = FlowConfig(width=WIDTH, gaps=(1, 2))  # quick
 
 
 def test_what_moves_scores_above_what_does_not():
@@ -98,7 +98,7 @@ def test_masks_of_a_distorting_lens_lie_on_the_distorted_photo(
 ):
     root = save_video(tmp_path / "video", make_video(2)[0], k1=-0.15)
 
-    def a_block(dataset: Dataset, config: MotionConfig | None):
+    def a_block(dataset: Dataset, config: FlowConfig | None):
         score = np.zeros((HEIGHT, WIDTH), np.float32)
         score[HEIGHT // 2 - 30 : HEIGHT // 2 + 30, WIDTH // 2 - 90 : WIDTH // 2 + 90] = 1
         yield from ((view, score) for view in dataset.views)
@@ -145,7 +145,7 @@ def test_bad_requests(tmp_path: Path):
         ({"half": 0.0}, "half must be positive"),
     ):
         with pytest.raises(ValueError, match=message):
-            MotionConfig(**bad)
+            FlowConfig(**bad)
     dataset, _ = make_video(2)
     with pytest.raises(ValueError, match="two views or more"):
         motion_scores(Dataset(dataset.views[:1], [0], []), CONFIG)
