@@ -5,6 +5,7 @@ table3       refinement of chosen frames with N = 0, 2, 5, 20 neighbours
 doubts       slow and fast motion, blur, pose noise, correlated 2D errors, no revisits
 long         1,000 frames fitted on a bounded budget, then 50 refined
 layers-cost  a layered rendering beside a plain one of as many Gaussians
+race         ours beside NeuralDiff with the same losses: quality after equal time, and speed (wants an idle machine)
 
 Every finished trial is written at once and not run again; --fresh forgets them.
 """
@@ -21,10 +22,21 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from benchmarks import fusion_trial, layers_cost, machine
+from benchmarks import fusion_race, fusion_trial, layers_cost, machine
 from benchmarks.fusion_scenes import Video
-from benchmarks.fusion_studies import FLAT, LONG_FRAMES, STUDIES, Job, Settings, Stages, flat_row, row_name
-from benchmarks.fusion_tables import TABLES
+from benchmarks.fusion_studies import (
+    BUDGETS,
+    FLAT,
+    LONG_FRAMES,
+    STUDIES,
+    Job,
+    Settings,
+    Stages,
+    flat_row,
+    row_name,
+)
+from benchmarks.fusion_tables import DRAWINGS, TABLES
+from benchmarks.fusion_trial import flat_scores
 from benchmarks.results import write_whole
 from gsfields import config as configuration
 from gsfields.files import to_json
@@ -59,8 +71,8 @@ class Store:
 
 def run_study(name: str, s: Settings, store: Store, *, fresh: bool = False) -> list[str]:
     """Make the videos, run what the store lacks, and return what failed, a sentence each."""
-    if name == "layers-cost":
-        return _layers_cost(s, store)
+    if name in ("layers-cost", "race"):
+        return {"layers-cost": _layers_cost, "race": _race}[name](s, store)
     study, failures = STUDIES[name], []
     videos = study.videos(s)
     for video in videos.values():
@@ -112,6 +124,22 @@ def _layers_cost(s: Settings, store: Store) -> list[str]:
     return []
 
 
+def _race(s: Settings, store: Store) -> list[str]:
+    for seed in s.seeds:
+        video = s.video(seed)
+        _make(video, s)
+        if (flat := row_name(seed, FLAT)) not in store.rows:
+            store.add({flat: flat_scores(video.folder(s.scenes))})
+        for rows in fusion_race.race(seed, s, set(store.rows)):
+            store.add(rows)
+            for name, row in rows.items():
+                print(f"{name} Dyn {row['ap']['dynamic'] or 0:.1f}", flush=True)
+    if not any(name.startswith("speed/") for name in store.rows):
+        run = s.runs / s.video(s.seeds[0]).name / fusion_race.folder(s.minutes * BUDGETS[0])
+        store.add(fusion_race.speeds(run, s.jobs, seconds=20 * s.minutes / 8))
+    return []
+
+
 def _make(video: Video, s: Settings) -> None:
     if not video.folder(s.scenes).exists():
         print(f"rendering {video.name}", flush=True)
@@ -140,6 +168,8 @@ def main(words: Sequence[str] | None = None) -> int:
     text = TABLES[asked.study](store.rows, s.seeds)
     about = f"{store.path.name}: {machine.describe()['cpu']}, {_described(asked.study, s)}"
     write_whole(store.path.with_suffix(".md"), f"{text}\n\n{about}\n")
+    if drawing := DRAWINGS.get(asked.study, lambda *_: None)(store.rows, s.seeds):
+        write_whole(store.path.with_suffix(".svg"), drawing)
     print(f"\n{text}\n\n{store.path.with_suffix('.md')}")
     return 1 if failures else 0
 
@@ -189,18 +219,20 @@ def _identity(study: str, s: Settings) -> dict[str, Any]:
     config = configuration.load("lmf")
     configuration.apply(config, s.overrides)
     own = {name: getattr(s, name) for name in ("frames", "width", "height")}
-    if study in ("table5", "table3", "long"):
+    if study in ("table5", "table3", "long", "race"):
         own["visits"] = s.visits
     if study == "table3":
         own["every"] = s.every
+    if study in ("long", "race"):
+        own |= {"minutes": s.minutes, "threads": s.jobs}
     if study == "long":
-        own |= {"window": s.window, "minutes": s.minutes, "threads": s.jobs}
+        own["window"] = s.window
     return own | {"config": configuration.to_dict(config)}
 
 
 def _described(study: str, s: Settings) -> str:
     size = f"{s.frames} frames of {s.width}x{s.height}"
-    if study == "long":
+    if study in ("long", "race"):
         return f"{size}, {s.minutes:g} minutes on {s.jobs} threads, {s.visits} visits per refined frame"
     config = configuration.load("lmf")
     configuration.apply(config, s.overrides)
@@ -228,7 +260,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--every", type=int, default=6, help="table3: refine one in so many frames (default 6)"
     )
-    parser.add_argument("--minutes", type=float, help="long: of the fit (default 8)")
+    parser.add_argument("--minutes", type=float, help="long, race: of the fit (default 8)")
     parser.add_argument("--mask-free", action="store_true", help="table5: also a fit that sees no 2D mask")
     parser.add_argument(
         "--scenes", type=Path, default=Path("runs/fusion/scenes"), help="where videos are kept"

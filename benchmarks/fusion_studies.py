@@ -16,6 +16,8 @@ FIT, REFINED = "-TR", "+TR"
 WINDOWS = (0, 2, 5, 20)
 FULL = "+PMF +NMF"
 SWITCHES = {"-PMF -NMF": (0, 0), "+PMF -NMF": (1, 0), "-PMF +NMF": (0, 1), FULL: (1, 1)}
+NERF, OURS = "NeuralDiff+LMF", "gsfields"  # the contenders of the race
+BUDGETS = (0.125, 0.25, 0.5, 1.0)  # where the race is scored, in shares of its minutes
 LONG_SEED, LONG_FRAMES, LONG_CHOSEN = 10, 1000, 50
 
 # Options of the generator and of the simulated segmenter, by what they put to the test
@@ -83,6 +85,11 @@ class Study:
 
 def row_name(prefix: object, *parts: str) -> str:
     return "/".join([str(prefix), *parts])
+
+
+def stop(contender: str, minutes: float, *, refined: bool = False) -> str:
+    """The row of a contender of the race after so many minutes."""
+    return row_name(contender, f"{minutes:g} min", *([REFINED] if refined else []))
 
 
 def _seeds(s: Settings) -> dict[str, Video]:

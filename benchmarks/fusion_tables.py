@@ -7,7 +7,21 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.fusion_studies import DOUBTS, FIT, FLAT, FULL, LONG_SEED, REFINED, SWITCHES, WINDOWS, row_name
+from benchmarks import plot
+from benchmarks.fusion_studies import (
+    DOUBTS,
+    FIT,
+    FLAT,
+    FULL,
+    LONG_SEED,
+    NERF,
+    OURS,
+    REFINED,
+    SWITCHES,
+    WINDOWS,
+    row_name,
+    stop,
+)
 from benchmarks.tables import table
 
 Rows = Mapping[str, Mapping[str, Any]]
@@ -207,6 +221,55 @@ def long(rows: Rows, seeds: Sequence[int]) -> str:
     )
 
 
+def race(rows: Rows, seeds: Sequence[int]) -> str:
+    stops = [stop(contender, m) for m in budgets(rows) for contender in (NERF, OURS)]
+    stops += [stop(contender, m, refined=True) for m in budgets(rows)[-1:] for contender in (NERF, OURS)]
+    columns = ("Dyn", "SS own", "Dyn+SS", "IoU≥0.5", "PSNR")
+    lines = [
+        [name.replace("/", " "), *(spread(over_seeds(rows, seeds, name, FIGURES[c])) for c in columns)]
+        for name in (FLAT, *stops)
+    ]
+    speeds = [
+        [*name.split("/")[1:], f"{row['neuraldiff_ms']:.0f}", f"{row['ours_ms']:.1f}", f"{row['ratio']:.0f}"]
+        for name, row in rows.items()
+        if name.startswith("speed/")
+    ]
+    return "\n\n".join(
+        [
+            "# Beside a radiance field on the same videos",
+            table(["masks", *columns], lines),
+            "Wall-clock time of the training; each of our rows is a fit of its own, planned for that time. "
+            f"{NERF} is NeuralDiff with both fusion losses in sizes that learn the most in minutes on a CPU (`small`). "
+            "Mean ± standard deviation over the seeds.",
+            "## Speed, measured in turn",
+            table(["sizes of the field", "work", f"{NERF}, ms", f"{OURS}, ms", "ratio"], speeds),
+            "Training: an iteration on 1,024 rays (`small`: 256), scaled to the pixels of a frame, beside our step on "
+            "that frame with all layers and losses.",
+        ]
+    )
+
+
+def race_curves(rows: Rows, seeds: Sequence[int]) -> str | None:
+    """What is missing to an AP of 100 over minutes, as SVG; None before anything is measured."""
+    panels = []
+    for title, column in (("100 - Dyn AP", "Dyn"), ("100 - Dyn+SS AP", "Dyn+SS")):
+        series = []
+        for contender in (NERF, OURS):
+            reached = {m: over_seeds(rows, seeds, stop(contender, m), FIGURES[column]) for m in budgets(rows)}
+            points = tuple((m, 100 - statistics.fmean(values)) for m, values in reached.items() if values)
+            series.append(plot.Series(contender, points))
+        panels.append(plot.Panel(title, tuple(series)))
+    if not any(series.points for panel in panels for series in panel.series):
+        return None
+    return plot.svg(panels, 2, "minutes", "points missing")
+
+
+def budgets(rows: Rows) -> list[float]:
+    """The minutes after which the race was scored."""
+    stops = [name.split("/")[2] for name in rows if name.split("/")[1:2] in ([NERF], [OURS])]
+    return sorted({float(text.removesuffix(" min")) for text in stops})
+
+
 def layers_cost(rows: Rows, seeds: Sequence[int]) -> str:
     lines = []
     for name, row in rows.items():
@@ -231,8 +294,10 @@ TABLES: dict[str, Callable[[Rows, Sequence[int]], str]] = {
     "table3": table3,
     "doubts": doubts,
     "long": long,
+    "race": race,
     "layers-cost": layers_cost,
 }
+DRAWINGS: dict[str, Callable[[Rows, Sequence[int]], str | None]] = {"race": race_curves}
 
 
 # ------------------------------------------------------------------------------------------------------ details

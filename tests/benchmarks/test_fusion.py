@@ -12,15 +12,19 @@ import torch
 from benchmarks import fusion, fusion_tables, fusion_trial, layers_cost
 from benchmarks.fusion_scenes import ManyProcesses, Video
 from benchmarks.fusion_studies import (
+    BUDGETS,
     DOUBTS,
     FIT,
     FLAT,
     FULL,
+    NERF,
+    OURS,
     REFINED,
     STUDIES,
     SWITCHES,
     WINDOWS,
     moving_frames,
+    stop,
 )
 from gsfields.data.egocentric import EgocentricConfig, make_sequence
 from gsfields.evaluate.udos import evaluate_run_folder
@@ -185,6 +189,36 @@ def test_tables_of_what_is_not_measured_say_so():
     assert fusion_tables.verdict(1.2, 1.4, at_most=True) == "1.20: met by 0.20"
 
 
+def race_rows(ours):
+    """Two seeds after 2 and 8 minutes: the field reaches 60 and 80, ours `ours`."""
+    rows = {}
+    for seed in (0, 1):
+        rows[f"{seed}/{FLAT}"] = {"ap": {"dynamic": 50.0}, "iou": 30, "best_iou": 35}
+        for minutes, field, own in zip((2, 8), (60.0, 80.0), ours, strict=True):
+            for name, ap in ((NERF, field), (OURS, own)):
+                columns = {"dynamic": ap + seed, "dynamic_semistatic": ap - 10, "semistatic_own": 40.0}
+                row = {"ap": columns, "iou": 50, "best_iou": 51, "psnr": {"whole": 20.0}}
+                rows[f"{seed}/{stop(name, minutes)}"] = row
+    speed = {"neuraldiff_ms": 1000.0, "ours_ms": 5.0, "ratio": 200.0}
+    return rows | {"speed/small/rendering a frame": speed}
+
+
+def test_the_race_is_a_line_for_each_stop_and_a_curve_for_each_contender():
+    rows = race_rows((90.0, 95.0))
+    assert fusion_tables.budgets(rows) == [2, 8]
+    lines = fusion_tables.race(rows, (0, 1)).splitlines()
+    order = [line.split(" | ")[0][2:] for line in lines if " min" in line and "|" in line]
+    stops = [stop(NERF, 2), stop(OURS, 2), stop(NERF, 8), stop(OURS, 8)]
+    stops += [stop(c, 8, refined=True) for c in (NERF, OURS)]
+    assert order == [name.replace("/", " ") for name in stops]
+    assert any(line.startswith(f"| {OURS} 8 min | 95.5 ± 0.7 | 40.0 ± 0.0 | 85.0") for line in lines)
+    assert "| small | rendering a frame | 1000 | 5.0 | 200 |" in lines
+    drawing = fusion_tables.race_curves(rows, (0, 1))
+    assert drawing.count('class="l"') == 2 * 2 + 2 and "100 - Dyn+SS AP" in drawing
+    assert fusion_tables.race_curves(race_rows((80.0, 95.0)), (0, 1)) != drawing
+    assert fusion_tables.race_curves({}, (0,)) is None
+
+
 def test_seeds_and_settings_are_read(tmp_path, capsys):
     assert fusion.parse_seeds("0-2,7,1") == (0, 1, 2, 7)
     for text in ("", "2-0", "a", "1-"):
@@ -221,3 +255,18 @@ def test_trials_run_in_processes_of_their_own(folder, tmp_path):
     (path,) = tmp_path.glob("*.json")
     rows = json.loads(path.read_text())["rows"]
     assert len(rows) == 6 and all(row["ratio"] > 0 for row in rows.values())
+
+
+@pytest.mark.slow
+def test_the_race_scores_both_and_times_them(folder, tmp_path):
+    words = asked(folder, "race", "--minutes", "0.08", "--out", str(tmp_path))
+    assert fusion.main(words) == 0
+    (path,) = tmp_path.glob("*.json")
+    rows = json.loads(path.read_text())["rows"]
+    stops = {f"0/{stop(c, 0.08 * share)}" for c in (NERF, OURS) for share in BUDGETS}
+    refined = {f"0/{stop(c, 0.08, refined=True)}" for c in (NERF, OURS)}
+    speeds = {name for name in rows if name.startswith("speed/")}
+    assert set(rows) == stops | refined | speeds | {f"0/{FLAT}"} and len(speeds) == 4
+    assert all(rows[name]["ratio"] > 1 for name in speeds)
+    assert path.with_suffix(".svg").read_text().startswith("<svg")
+    assert fusion.main(words) == 0  # nothing is run again
