@@ -40,6 +40,7 @@ from benchmarks.fusion_trial import flat_scores
 from benchmarks.results import write_whole
 from gsfields import config as configuration
 from gsfields.files import to_json
+from gsfields.fit.runs import LEAST_STEPS
 
 RESULTS = Path(__file__).parent / "results" / "fusion"
 QUICK = {"frames": 12, "width": 64, "height": 36, "visits": 3, "minutes": 0.2}
@@ -237,7 +238,8 @@ def _described(study: str, s: Settings) -> str:
     config = configuration.load("lmf")
     configuration.apply(config, s.overrides)
     seeds = ", ".join(map(str, s.seeds))
-    return f"{size}, seeds {seeds}, {config.fit.steps} steps, {s.visits} visits per refined frame"
+    steps = config.fit.steps or max(LEAST_STEPS, config.fit.steps_per_image * s.frames)
+    return f"{size}, seeds {seeds}, {steps} steps, {s.visits} visits per refined frame"
 
 
 def _parser() -> argparse.ArgumentParser:

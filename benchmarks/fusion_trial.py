@@ -86,13 +86,13 @@ def fit(trial: Trial) -> dict[str, Any]:
     before = time.process_time()
     outcome = runs.start(config, trial.run, overwrite=True, progress=False)
     cpu_seconds = time.process_time() - before
-    scene = Checkpoint.load(trial.run).scene
+    checkpoint = Checkpoint.load(trial.run)
     fitted = {
         "steps": outcome.step,
-        "of_steps": config.fit.steps,
+        "of_steps": checkpoint.config.fit.steps,
         "seconds": outcome.seconds,
         "cpu_seconds": cpu_seconds,
-        "counts": getattr(scene, "counts", {}),
+        "counts": getattr(checkpoint.scene, "counts", {}),
         "report": outcome.report,
     }
     with written_whole(marker) as temporary:

@@ -107,7 +107,10 @@ class FitConfig:
         "static",
         "one static set of Gaussians, or static, semi-static and dynamic layers (sections layers, motion)",
     )
-    steps: int = _doc(3000, "optimisation steps, one image each", low=1)
+    steps: int = _doc(
+        3000, "optimisation steps, one image each (0: what steps_per_image says, and 2000 at least)", low=0
+    )
+    steps_per_image: int = _doc(33, "how many for each training image, if steps is 0", low=1)
     seed: int = _doc(0, "seed of all randomness: the start, the order of the images, densification", low=0)
     ssim_weight: float = _doc(0.2, "the loss is (1 - w) L1 + w (1 - SSIM)", low=0, high=1)
     sh_interval: float = _doc(0.1, "share of the run after which the SH degree rises by one", low=0, high=1)
@@ -133,8 +136,10 @@ class LayersConfig:
     shell_count: int = _doc(1500, "Gaussians of the far shell behind everything (0: none)", low=0)
     shell_radius: float = _doc(3.0, "radius of the shell, times the depth of the farthest points", low=1)
     semistatic_count: int = _doc(1500, "semi-static seeds over the whole video, at most", low=0)
-    dynamic_count: int = _doc(200, "dynamic seeds per frame of the video, at most", low=0)
-    dynamic_total: int = _doc(30_000, "dynamic seeds over the whole video, at most", low=0)
+    dynamic_count: int = _doc(
+        200, "dynamic seeds per frame; up to four times as many where much moves", low=0
+    )
+    dynamic_total: int = _doc(60_000, "dynamic seeds over the whole video, at most", low=0)
     semistatic_rank: int = _doc(4, "length of the semi-static time code", low=1)
     semistatic_rows: int = _doc(9, "rows of its basis", low=1)
     semistatic_steps: int = _doc(4, "how many of those rows are steps instead of waves", low=0)
@@ -172,6 +177,12 @@ class MotionConfig:
     pmf: float = _doc(1.1, "weight of positive motion fusion (LMF equation 11; 0: off)", low=0)
     nmf: float = _doc(1.0, "weight of negative motion fusion (LMF equation 12; 0: off)", low=0)
     nmf_threshold: float = _doc(0.5, "motion scores above this count as moving in it", low=0, high=1)
+    consensus: bool = _doc(
+        True, "weigh the 2D scores by what the static layer knows (no: fuse them as they are, as LMF does)"
+    )
+    habit: float = _doc(
+        0.3, "and drop static Gaussians whose pixels score more in the mean over the video", low=0, high=1
+    )
     rgb_form: Literal["released", "paper"] = _doc(
         "released", "form of the colour loss (LMF equation 4): of NeuralDiff's code or of the text"
     )

@@ -56,7 +56,7 @@ def test_field_names_are_unique_and_documented():
         ("steps", "many", "steps must be a whole number, but is 'many'"),
         ("steps", "2.5", "steps must be a whole number, but is 2.5"),
         ("steps", "true", "steps must be a whole number, but is True"),
-        ("steps", "0", "steps must be at least 1, but is 0"),
+        ("steps", "-1", "steps must be at least 0, but is -1"),
         ("ssim_weight", "2", "ssim_weight must be 0 to 1, but is 2"),
         ("ssim_weight", "nan", "ssim_weight must be 0 to 1, but is nan"),
         ("means_lr", "fast", "means_lr must be a number, but is 'fast'"),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gsfields.fit import lifespans
 from gsfields.fit.seeding import Picture, smoothed_residual, widened
-from gsfields.layers import LayeredScene, render_layers
+from gsfields.layers import LayeredRendering, LayeredScene, render_layers
 
 _BINS = 8  # of time
 _LEAST = 0.5  # pixels that a Gaussian must show to say anything
@@ -24,10 +24,11 @@ class Evidence:
     contrast: Tensor
     # [N]: in that eighth of the video in which they are smallest, births and deaths as they are; 0 where never seen
     usual: Tensor
+    moving: Tensor  # [N]: mean motion score of all the pixels it shows
 
     def select(self, index: Tensor) -> Evidence:
         """That of some of the Gaussians: index of integers [M], or bool [N]."""
-        return Evidence(self.contrast[index], self.usual[index])
+        return Evidence(self.contrast[index], self.usual[index], self.moving[index])
 
 
 @torch.no_grad()
@@ -38,23 +39,29 @@ def gather(
     softness `soft`) and without. Four times the cost of a rendering.
     """
     n = len(scene.static)
-    dead, living = _Mean(n), _Mean(n)
+    dead, living, moving = _Mean(n), _Mean(n), _Mean(n)
     bins = [_Mean(n) for _ in range(_BINS)]
     for picture in pictures:
         time = picture.frame / scene.duration
-        now = replace(scene, static=lifespans.alive(scene.static, spans, time, soft))
-        as_is = _errors(now, picture, time, near)
-        always = _errors(scene, picture, time, near)
+        now = render_layers(
+            replace(scene, static=lifespans.alive(scene.static, spans, time, soft)),
+            picture.camera,
+            time,
+            near=near,
+        )
+        always = render_layers(scene, picture.camera, time, near=near)
         lives = ((spans[:, 0] <= time) & (time <= spans[:, 1])).float()
-        living.add(*(part[:n] * lives for part in as_is))
-        dead.add(*(part[:n] * (1 - lives) for part in always))
-        bins[min(int(time * _BINS), _BINS - 1)].add(*(part[:n] for part in as_is))
+        errors, weights = (part[:n] for part in _errors(now, picture))
+        living.add(errors * lives, weights * lives)
+        bins[min(int(time * _BINS), _BINS - 1)].add(errors, weights)
+        dead.add(*(part[:n] * (1 - lives) for part in _errors(always, picture)))
+        scores, weights = now.plan.lift(picture.motion[..., None])
+        moving.add(scores[:n, 0], weights[:n])
     seen = (dead.weight > _LEAST) & (living.weight > _LEAST)
     errors = torch.stack([torch.where(b.weight > _LEAST, b.value, torch.inf) for b in bins])
     usual = errors.amin(dim=0)
-    return Evidence(
-        torch.where(seen, dead.value - living.value, 0.0), torch.where(usual.isfinite(), usual, 0.0)
-    )
+    contrast = torch.where(seen, dead.value - living.value, 0.0)
+    return Evidence(contrast, torch.where(usual.isfinite(), usual, 0.0), moving.value)
 
 
 class _Mean:
@@ -72,9 +79,8 @@ class _Mean:
         return self.sum / self.weight.clamp(min=1e-6)
 
 
-def _errors(scene: LayeredScene, picture: Picture, time: float, near: float) -> tuple[Tensor, Tensor]:
+def _errors(rendering: LayeredRendering, picture: Picture) -> tuple[Tensor, Tensor]:
     """(sums, weights) [N] over the pixels that do not move."""
-    rendering = render_layers(scene, picture.camera, time, near=near)
     still = 1 - widened(picture.motion, 30)
     error = smoothed_residual(rendering.color, picture.image)
     sums, weights = rendering.plan.lift(error[..., None], still)

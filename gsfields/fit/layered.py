@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from gsfields.camera import Camera
 from gsfields.config import Config, MotionConfig
 from gsfields.data.dataset import Dataset
-from gsfields.fit import lifespans
+from gsfields.fit import consensus, lifespans
 from gsfields.fit.checkpoint import Checkpoint, MetricsLog
 from gsfields.fit.densify import Ranked, Rows, Strategy
-from gsfields.fit.evidence import gather
+from gsfields.fit.evidence import Evidence, gather
+from gsfields.fit.footage import Footage, Frame
 from gsfields.fit.layers import (
     MOVING,
     LayeredParameters,
+    drop_habitual,
     initial_scene,
     scene_depths,
     seed_layers,
@@ -31,7 +30,6 @@ from gsfields.fit.layers import (
 from gsfields.fit.loop import Loop, Stateful
 from gsfields.fit.masks import write_masks
 from gsfields.fit.parameters import Parameters
-from gsfields.fit.scene import Photographs
 from gsfields.fit.schedule import Schedule, ViewOrder
 from gsfields.fit.seeding import Picture, widened
 from gsfields.layers import DYNAMIC, SEMISTATIC, LayeredRendering, LayeredScene, render_layers
@@ -49,56 +47,6 @@ _SWEPT = 200  # images, at most, that a plane sweep holds
 _GAIN_PRIOR = 0.1  # pull of the brightness towards 1
 
 
-@dataclass
-class Frame:
-    """A training image of the video, at the size of the step."""
-
-    camera: Camera
-    image: Tensor  # [H, W, 3]
-    counts: Tensor | None  # [H, W], 1 where a pixel counts; None: everywhere
-    motion: Tensor | None  # [H, W] in [0, 1]; None where the 2D method says nothing
-    time: float  # in [0, 1]
-
-
-class Footage:
-    """Images of a video with their times and motion masks: its training images, or the views at `indices`."""
-
-    def __init__(self, dataset: Dataset, config: Config, indices: Sequence[int] | None = None) -> None:
-        indices = dataset.train if indices is None else indices
-        self.views = [dataset.views[i] for i in indices]
-        self.photographs = Photographs(dataset, config.data, indices)
-        times = dataset.times().tolist()
-        self.times = [times[i] for i in indices]
-        self._instants = sorted(set(self.times))
-        self.duration = float(max(len(dataset.views) - 1, 1))
-
-    def __len__(self) -> int:
-        return len(self.views)
-
-    def get(self, index: int, scale: float = 1.0) -> Frame:
-        """Image `index` of the footage, `scale` times as large."""
-        camera, image, counts = self.photographs.get(index, scale, torch.zeros(3))
-        motion = self.views[index].motion_mask()
-        if motion is not None and scale != 1:
-            size = (camera.height, camera.width)
-            motion = F.interpolate(motion[None, None], size, mode="area")[0, 0]
-        return Frame(camera, image, counts, motion, self.times[index])
-
-    def picture(self, index: int, scale: float) -> Picture:
-        """The same for seeding: nothing moves where the 2D method says nothing."""
-        frame = self.get(index, scale)
-        motion = torch.zeros(frame.image.shape[:2]) if frame.motion is None else frame.motion
-        return Picture(frame.camera, frame.image, motion, frame.time * self.duration, self._halfway(index))
-
-    def _halfway(self, index: int) -> tuple[float, float]:
-        """Times in frames between image `index` and its neighbours in time; beyond the video where there is none."""
-        instants, own = self._instants, self.times[index]
-        k = bisect_left(instants, own)
-        begin = (own + instants[k - 1]) / 2 * self.duration if k > 0 else -0.5
-        end = (own + instants[k + 1]) / 2 * self.duration if k + 1 < len(instants) else self.duration + 0.5
-        return begin, end
-
-
 class LayeredTrainer(Loop):
     """Fits static, semi-static and dynamic Gaussians to a video with 2D motion masks.
 
@@ -111,6 +59,7 @@ class LayeredTrainer(Loop):
     ) -> None:
         super().__init__(config, dataset, run)
         self.footage = Footage(dataset, config)
+        self.masks = self.run / consensus.FOLDER
         check_footage(self.footage, config)
         self.order = ViewOrder(len(self.footage), self.generator)
         self.schedule = Schedule(config, dataset.scene_extent)
@@ -133,6 +82,8 @@ class LayeredTrainer(Loop):
             self.parameters.layers["static"] = Parameters({**static, "spans": spans})
         if resume is not None:
             self.restore(resume)
+            if self.step > self.warmup and self.masks.is_dir():
+                self.footage.masks = self.masks
 
     @property
     def scene(self) -> LayeredScene:
@@ -183,6 +134,9 @@ class LayeredTrainer(Loop):
             static_only(scene), static.values["spans"].detach(), self._pictures(_SWEPT),
             lifespans.softness(1), self.config.fit.near,
         )  # fmt: skip
+        if self.config.motion.consensus and any(view.has_motion_mask for view in self.footage.views):
+            self._weigh_masks(evidence)
+            evidence = drop_habitual(static, evidence, self.config.motion.habit)
         promoted, evidence = take_mortals(static, scene.semistatic, evidence, layers, self.footage.duration)
         seeds = seed_layers(
             self.scene, self._pictures(), self.config, self.generator, len(self.footage), evidence.usual
@@ -194,6 +148,16 @@ class LayeredTrainer(Loop):
         self.report.append(
             f"moving layers seeded at step {self.step} from {len(self.footage)} frames: {counts}"
         )
+
+    def _weigh_masks(self, evidence: Evidence) -> None:
+        """From here on, fuse the 2D scores with the static layer's word on them; held-out views get it, too."""
+        views = Footage(self.dataset, self.config, range(len(self.dataset.views)))
+        frames = ((view.stem, views.get(i)) for i, view in enumerate(self.dataset.views))
+        spans = self.parameters.layers["static"].values["spans"].detach()
+        consensus.write_consensus(
+            self.masks, frames, static_only(self.scene), spans, evidence, self.config.fit.near
+        )
+        self.footage.masks = self.masks
 
     def finish(self, log: MetricsLog) -> list[str]:
         shares = write_masks(self.scene, self.dataset, self.config, self.run)

@@ -186,23 +186,28 @@ def seed_layers(
     layers = config.layers
     still = static_only(scene)
     seeds: dict[str, list[Seeds]] = {name: [] for name in MOVING}
-    per_frame = {
-        "semistatic": max(1, round(layers.semistatic_count / count)) if layers.semistatic_count else 0,
-        "dynamic": min(layers.dynamic_count, -(-layers.dynamic_total // count)),
-    }
+    each = max(1, round(layers.semistatic_count / count)) if layers.semistatic_count else 0
+    most = -(-layers.dynamic_total // count)
     for picture in pictures:
         unexplained = [look(still, picture, config, usual)]
         seeds["dynamic"].append(
             seeding.dynamic_seeds(
-                unexplained, per_frame["dynamic"], generator, from_mask=layers.from_mask,
+                unexplained, layers.dynamic_count, generator, from_mask=layers.from_mask, most=most,
             )
         )  # fmt: skip
-        seeds["semistatic"].append(seeding.semistatic_seeds(unexplained, per_frame["semistatic"], generator))
+        seeds["semistatic"].append(seeding.semistatic_seeds(unexplained, each, generator))
     half = {"semistatic": max(layers.semistatic_span * scene.duration, 1.0), "dynamic": None}
     return {
         name: _layer(getattr(scene, name), Seeds.joined(seeds[name]), half[name], layers.seed_opacity)
         for name in MOVING
     }
+
+
+def drop_habitual(static: Parameters, evidence: Evidence, habit: float) -> Evidence:
+    """Drop static Gaussians whose pixels score above `habit` in the mean; returns the evidence of the others."""
+    kept = (evidence.moving <= habit).nonzero()[:, 0]
+    static.gather(kept, torch.zeros(len(kept), dtype=torch.bool))
+    return evidence.select(kept)
 
 
 def take_mortals(

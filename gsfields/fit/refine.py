@@ -13,7 +13,9 @@ from tqdm import tqdm
 from gsfields.config import Config
 from gsfields.data.dataset import Dataset
 from gsfields.fit.checkpoint import Checkpoint, MetricsLog
-from gsfields.fit.layered import Footage, check_footage, layered_loss, moving_rates
+from gsfields.fit.consensus import FOLDER
+from gsfields.fit.footage import Footage
+from gsfields.fit.layered import check_footage, layered_loss, moving_rates
 from gsfields.fit.layers import MOVING, LayeredParameters, scene_depths, seed_layers
 from gsfields.fit.masks import Shares, write_masks
 from gsfields.fit.scene import open_dataset
@@ -83,7 +85,7 @@ def refine_run(
     chosen = find_frames(dataset, frames)
     fitted = with_neighbours(dataset, chosen, options.window)
     started = time.monotonic()
-    refiner = Refiner(scene, dataset, fitted, config, options)
+    refiner = Refiner(scene, dataset, fitted, config, options, Path(run) / FOLDER)
     before = refiner.mean_loss()
     for _ in tqdm(range(refiner.steps), disable=not progress, mininterval=1):
         refiner.train_step()
@@ -102,7 +104,10 @@ def refine_run(
 
 
 class Refiner:
-    """Fits the moving layers of a scene to some views of a dataset; everything else stays as it is."""
+    """Fits the moving layers of a scene to some views of a dataset; everything else stays as it is.
+
+    masks: as Footage has it, the motion masks that the fit itself used.
+    """
 
     def __init__(
         self,
@@ -111,10 +116,11 @@ class Refiner:
         views: Sequence[int],
         config: Config,
         options: RefineOptions,
+        masks: Path | None = None,
     ) -> None:
         self.config, self.options = config, options
         self.generator = torch.Generator().manual_seed(config.fit.seed)
-        self.footage = Footage(dataset, config, views)
+        self.footage = Footage(dataset, config, views, masks)
         check_footage(self.footage, config)
         cameras = [view.camera for view in dataset.views]
         self.depth = float(scene_depths(scene.static.means, cameras).median())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from gsfields import config as configuration
@@ -23,6 +24,7 @@ from gsfields.fit.trainer import Trainer
 from gsfields.gaussians import Gaussians
 
 Overrides = Iterable[tuple[str, str | None]]
+LEAST_STEPS = 2000  # where the configuration leaves their number to us
 _RESUME_FIELDS = {"max_minutes", "fit.max_minutes"}  # may change without changing what the run computes
 
 
@@ -39,7 +41,10 @@ def start(config: Config, run: str | Path, *, overwrite: bool = False, progress:
 
 
 def make_trainer(config: Config, dataset: Dataset, run: str | Path, resume: Checkpoint | None = None) -> Loop:
-    """The trainer of the model that the configuration names."""
+    """The trainer of the model that the configuration names; its own configuration says how many steps."""
+    if config.fit.steps == 0:
+        steps = max(LEAST_STEPS, config.fit.steps_per_image * len(dataset.train))
+        config = replace(config, fit=replace(config.fit, steps=steps))
     kind = LayeredTrainer if config.fit.model == "layered" else Trainer
     return kind(config, dataset, run, resume)
 

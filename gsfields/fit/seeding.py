@@ -200,17 +200,33 @@ def smoothed_residual(rendered: Tensor, image: Tensor) -> Tensor:
 
 @torch.no_grad()
 def dynamic_seeds(
-    unexplained: Iterable[Unexplained], per_frame: int, generator: torch.Generator, *, from_mask: float = 0.6
+    unexplained: Iterable[Unexplained],
+    per_frame: int,
+    generator: torch.Generator,
+    *,
+    from_mask: float = 0.6,
+    most: int | None = None,
 ) -> Seeds:
     """Seeds in the camera's frame: `from_mask` of a frame's drawn in proportion to its motion mask, the others to the
     residual; less of them where little of either is there. At 0.3 to 0.7 of the nearest static depth around.
+
+    per_frame are for a mask of up to 6 % of the image; a larger one gets as many for each pixel, up to four times as
+    many, but never more than `most` in a frame.
     """
     made = []
+    most = 4 * per_frame if most is None else most
     for u in unexplained:
         motion, residual = u.picture.motion, _excess(u.residual)
-        mask_count = round(from_mask * per_frame * min(1.0, float(motion.mean()) / 0.02))
-        rest_count = round((1 - from_mask) * per_frame * min(1.0, float(residual.mean()) / 0.005))
-        pixel = torch.cat((_draw(motion, mask_count, generator), _draw(residual, rest_count, generator)))
+        moving, wrong = float(motion.mean()), float(residual.mean())
+        mask_count = from_mask * per_frame * min(1.0, moving / 0.02) * min(max(1.0, moving / 0.06), 4.0)
+        rest_count = (1 - from_mask) * per_frame * min(1.0, wrong / 0.005)
+        share = min(1.0, most / max(mask_count + rest_count, 1.0))
+        pixel = torch.cat(
+            (
+                _draw(motion, round(share * mask_count), generator),
+                _draw(residual, int(share * rest_count), generator),
+            )
+        )
         if not len(pixel):
             continue
         nearest = -widened(-u.depth, 10)

@@ -93,5 +93,6 @@ def test_who_is_never_seen_has_no_evidence():
 
 @pytest.mark.parametrize("index", [torch.tensor([2, 0]), torch.tensor([True, False, True])])
 def test_evidence_of_some(index):
-    e = Evidence(torch.arange(3.0), 10 + torch.arange(3.0)).select(index)
+    e = Evidence(torch.arange(3.0), 10 + torch.arange(3.0), 20 + torch.arange(3.0)).select(index)
     assert torch.equal(e.contrast, torch.arange(3.0)[index]) and torch.equal(e.usual, e.contrast + 10)
+    assert torch.equal(e.moving, e.contrast + 20)

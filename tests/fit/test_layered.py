@@ -15,7 +15,8 @@ from gsfields.cli import main
 from gsfields.data.motion_masks import read_mask
 from gsfields.evaluate.udos import evaluate_motion_masks, evaluate_run_folder
 from gsfields.fit.checkpoint import Checkpoint, read_metrics
-from gsfields.fit.layered import Footage, Frame, LayeredTrainer, layered_loss, static_loss
+from gsfields.fit.footage import Footage, Frame
+from gsfields.fit.layered import LayeredTrainer, layered_loss, static_loss
 from gsfields.fit.runs import start
 from gsfields.fit.scene import open_dataset
 from gsfields.fit.showing import evaluate_views

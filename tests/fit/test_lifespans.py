@@ -137,7 +137,7 @@ def test_windows_in_frames():
 def test_the_mortal_move_over_and_look_the_same():
     g, spans = two_objects(), spans_of(FIRST_HALF, IMMORTAL)
     static = Parameters({**g.parameters(), "spans": spans})
-    evidence = Evidence(contrast=torch.ones(40), usual=torch.arange(40.0))
+    evidence = Evidence(contrast=torch.ones(40), usual=torch.arange(40.0), moving=torch.zeros(40))
     like = moving(g.select(torch.arange(0)), rank=2, rows=5)
     taken, left = take_mortals(static, like, evidence, config_of("none").layers, 10.0)
     assert left.usual.tolist() == list(range(20, 40)) and len(left.contrast) == 20

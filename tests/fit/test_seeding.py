@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gsfields.camera import Camera
-from gsfields.fit.layered import Footage
+from gsfields.fit.footage import Footage
 from gsfields.fit.layers import LayeredParameters, look, scene_depths, seed_layers, static_only
 from gsfields.fit.scene import open_dataset
 from gsfields.fit.seeding import (
@@ -140,7 +140,7 @@ def unexplained(i, video):
 def test_dynamic_seeds_lie_on_the_masks_between_camera_and_surface():
     video = TinyVideo()
     u, masks = unexplained(4, video)
-    seeds = dynamic_seeds([u], 300, generator(), from_mask=1.0)
+    seeds = dynamic_seeds([u], 300, generator(), from_mask=1.0, most=300)
     assert len(seeds.means) == 300
     camera = u.picture.camera
     own = Camera(torch.eye(4), camera.K, camera.width, camera.height)  # seeds are in the camera's frame
@@ -167,6 +167,17 @@ def test_the_other_dynamic_seeds_lie_where_the_static_layer_is_wrong():
     pixel, _ = projected(Camera(torch.eye(4), camera.K, camera.width, camera.height), seeds.means)
     around = torch.nn.functional.max_pool2d(masks[None, ..., 1:].amax(-1), 5, 1, 2)[0].flatten()
     assert len(pixel) > 100 and (around[pixel] > 0.02).float().mean() > 0.95
+
+
+def test_what_is_large_gets_more_seeds():
+    """As many for each pixel from 6 % of the image on, until four times as many, or the most that a frame may have."""
+    video, counts = TinyVideo(), {}
+    u, _ = unexplained(4, video)
+    for share in (0.01, 0.02, 0.06, 0.12, 0.24, 0.5):
+        u.picture.motion = torch.full_like(u.picture.motion, share)
+        counts[share] = len(dynamic_seeds([u], 100, generator(), from_mask=1.0).means)
+    assert list(counts.values()) == [50, 100, 100, 200, 400, 400]
+    assert len(dynamic_seeds([u], 100, generator(), from_mask=1.0, most=130).means) == 130
 
 
 def test_where_nothing_is_unexplained_there_are_no_seeds():
@@ -267,7 +278,7 @@ def test_seeding_gives_layers_in_their_frames_with_life_spans():
     seeds = seed_layers(scene, iter(pictures), config, generator(), len(pictures))
     semistatic, dynamic = seeds["semistatic"], seeds["dynamic"]
     assert (semistatic.frame, dynamic.frame) == ("world", "camera")
-    assert 0 < len(semistatic) <= 120 and 100 < len(dynamic) <= 25 * 12
+    assert 0 < len(semistatic) <= 120 and 100 < len(dynamic) <= 4 * 25 * 12
     assert dynamic.windows[:, 0].unique().tolist() == pytest.approx(list(range(12)))
     torch.testing.assert_close(dynamic.windows[:, 1].exp(), torch.full((len(dynamic),), 0.5))
     torch.testing.assert_close(semistatic.windows[:, 1].exp(), torch.full((len(semistatic),), 0.2 * 11))
