@@ -4,6 +4,7 @@ table5       the eight rows ±TR, ±PMF, ±NMF over seeds, and the targets
 table3       refinement of chosen frames with N = 0, 2, 5, 20 neighbours
 doubts       slow and fast motion, blur, pose noise, correlated 2D errors, no revisits
 long         1,000 frames fitted on a bounded budget, then 50 refined
+real         a real video with masks drawn by hand, and splats among real photographs (needs the shared data)
 layers-cost  a layered rendering beside a plain one of as many Gaussians
 race         ours beside NeuralDiff with the same losses: quality after equal time, and speed (wants an idle machine)
 
@@ -23,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import fusion_race, fusion_trial, layers_cost, machine
-from benchmarks.fusion_scenes import Video
 from benchmarks.fusion_studies import (
     BUDGETS,
     FLAT,
     LONG_FRAMES,
     STUDIES,
+    AnyVideo,
     Job,
     Settings,
     Stages,
@@ -38,6 +39,7 @@ from benchmarks.fusion_studies import (
 from benchmarks.fusion_tables import DRAWINGS, TABLES
 from benchmarks.fusion_trial import flat_scores
 from benchmarks.results import write_whole
+from benchmarks.scenes import SceneMissing
 from gsfields import config as configuration
 from gsfields.files import to_json
 from gsfields.fit.runs import LEAST_STEPS
@@ -141,7 +143,7 @@ def _race(s: Settings, store: Store) -> list[str]:
     return []
 
 
-def _make(video: Video, s: Settings) -> None:
+def _make(video: AnyVideo, s: Settings) -> None:
     if not video.folder(s.scenes).exists():
         print(f"rendering {video.name}", flush=True)
     video.make(s.scenes, s.jobs)
@@ -163,7 +165,7 @@ def main(words: Sequence[str] | None = None) -> int:
         stem = f"{machine.slug(machine.describe())}-{asked.study}"
         store = Store(asked.out / f"{stem}.json", asked.study, effective, fresh=asked.fresh)
         failures = run_study(asked.study, s, store, fresh=asked.fresh)
-    except (ValueError, TypeError, FileNotFoundError) as error:
+    except (ValueError, TypeError, FileNotFoundError, SceneMissing) as error:
         print(f"benchmarks.fusion: {error}", file=sys.stderr)
         return 2
     text = TABLES[asked.study](store.rows, s.seeds)
@@ -185,7 +187,9 @@ def settings_of(asked: argparse.Namespace) -> Settings:
     if asked.quick and not long and not any(name.split(".")[-1] == "steps" for name, _ in overrides):
         overrides.append(QUICK_STEPS)
     configuration.apply(configuration.load("lmf"), overrides)  # refuses what is no field
-    seeds = parse_seeds(values["seeds"] or ("0-1" if asked.study == "doubts" or asked.quick else "0-4"))
+    seeds = parse_seeds(
+        values["seeds"] or ("0-1" if asked.study in ("doubts", "real") or asked.quick else "0-4")
+    )
     values |= {"seeds": seeds, "overrides": tuple(overrides)}
     settings = Settings(**{f.name: values[f.name] for f in dataclasses.fields(Settings)})
     if (
@@ -219,8 +223,9 @@ def _identity(study: str, s: Settings) -> dict[str, Any]:
     """What rows must agree on to stand in one table: not the seeds, nor where files are."""
     config = configuration.load("lmf")
     configuration.apply(config, s.overrides)
-    own = {name: getattr(s, name) for name in ("frames", "width", "height")}
-    if study in ("table5", "table3", "long", "race"):
+    made = () if study == "real" else ("frames", "width", "height")
+    own = {name: getattr(s, name) for name in made}
+    if study in ("table5", "table3", "long", "race", "real"):
         own["visits"] = s.visits
     if study == "table3":
         own["every"] = s.every
@@ -232,6 +237,8 @@ def _identity(study: str, s: Settings) -> dict[str, Any]:
 
 
 def _described(study: str, s: Settings) -> str:
+    if study == "real":
+        return f"{s.visits} visits per refined frame"
     size = f"{s.frames} frames of {s.width}x{s.height}"
     if study in ("long", "race"):
         return f"{size}, {s.minutes:g} minutes on {s.jobs} threads, {s.visits} visits per refined frame"
@@ -247,7 +254,7 @@ def _parser() -> argparse.ArgumentParser:
         "benchmarks.fusion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("study", choices=tuple(TABLES))
-    parser.add_argument("--seeds", help="such as 0-4 or 0,3 (default: 0-4; doubts and --quick: 0-1)")
+    parser.add_argument("--seeds", help="such as 0-4 or 0,3 (default: 0-4; doubts, real and --quick: 0-1)")
     parser.add_argument("--jobs", type=int, default=2, help="trials side by side, a thread each (default 2)")
     parser.add_argument("--quick", action="store_true", help="tiny videos, few steps: does it all run?")
     parser.add_argument("--fresh", action="store_true", help="forget the rows and fits that are there")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from benchmarks.fusion_real import HandVideo, RoomVideo
 from benchmarks.fusion_scenes import Video
 from benchmarks.fusion_trial import Trial, flat_scores
 from gsfields.evaluate.udos_annotations import Annotations
@@ -15,6 +16,7 @@ FLAT = "2D masks"
 FIT, REFINED = "-TR", "+TR"
 WINDOWS = (0, 2, 5, 20)
 FULL = "+PMF +NMF"
+RAW = "scores as they are"  # both losses, without consensus: as in the paper
 SWITCHES = {"-PMF -NMF": (0, 0), "+PMF -NMF": (1, 0), "-PMF +NMF": (0, 1), FULL: (1, 1)}
 NERF, OURS = "NeuralDiff+LMF", "gsfields"  # the contenders of the race
 BUDGETS = (0.125, 0.25, 0.5, 1.0)  # where the race is scored, in shares of its minutes
@@ -31,6 +33,17 @@ DOUBTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "2D errors for ever": ({}, {"correlation": 1.0}),
     "no revisits": ({"revisits": False}, {}),
 }
+
+
+class AnyVideo(Protocol):
+    """A video that a study can make and find again."""
+
+    @property
+    def name(self) -> str: ...
+
+    def folder(self, scenes: Path) -> Path: ...
+
+    def make(self, scenes: Path, jobs: int = 1) -> Path: ...
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,7 @@ class Settings:
     def video(self, seed: int, options: dict[str, Any] | None = None, **segmenter: Any) -> Video:
         return Video(seed, self.frames, self.width, self.height, options or {}, segmenter)
 
-    def trial(self, video: Video, name: str = "full", **fields: Any) -> Trial:
+    def trial(self, video: AnyVideo, name: str = "full", **fields: Any) -> Trial:
         """A trial of the lmf recipe, whose run's folder is shared by all studies."""
         overrides = [*self.overrides, *fields.pop("overrides", [])]
         run = self.runs / video.name / name
@@ -79,7 +92,7 @@ Stages = list[list[Job]]  # the jobs of a stage may run side by side; a stage us
 class Study:
     """Its videos by the prefix of their rows, and what is run once these exist."""
 
-    videos: Callable[[Settings], dict[str, Video]]
+    videos: Callable[[Settings], Mapping[str, AnyVideo]]
     stages: Callable[[Settings], Stages]
 
 
@@ -105,6 +118,8 @@ def _table5(s: Settings) -> Stages:
             trial = s.trial(video, folder, overrides=off, refine=s.refinement())
             names = {"fit": row_name(prefix, variant, FIT), "refined": row_name(prefix, variant, REFINED)}
             jobs.append(Job(trial, names))
+        raw = s.trial(video, "raw", overrides=[("consensus", "false")], refine=s.refinement())
+        jobs.append(Job(raw, {"fit": row_name(prefix, RAW, FIT), "refined": row_name(prefix, RAW, REFINED)}))
         if s.mask_free:
             trial = s.trial(video, "mask-free", overrides=[("pmf", "0"), ("nmf", "0"), ("from_mask", "0")])
             blind = without_masks(video.folder(s.scenes))
@@ -149,11 +164,29 @@ def _long(s: Settings) -> Stages:
     return [[Job(trial, names)]]
 
 
+def real_videos(s: Settings) -> dict[str, AnyVideo]:
+    videos: list[AnyVideo] = [HandVideo()]
+    videos += [RoomVideo(seed, back) for back in (False, True) for seed in s.seeds]
+    return {video.name: video for video in videos}
+
+
+def _real(s: Settings) -> Stages:
+    jobs = []
+    for name, video in real_videos(s).items():
+        for prefix, overrides in ((name, []), (row_name(name, RAW), [("consensus", "false")])):
+            trial = s.trial(
+                video, "-".join(prefix.split("/")[1:]) or "full", overrides=overrides, refine=s.refinement()
+            )
+            jobs.append(Job(trial, {"fit": row_name(prefix, FIT), "refined": row_name(prefix, REFINED)}))
+    return [jobs]
+
+
 STUDIES = {
     "table5": Study(_seeds, _table5),
     "table3": Study(_seeds, _table3),
     "doubts": Study(_doubt_videos, _doubts),
     "long": Study(_long_video, _long),
+    "real": Study(real_videos, _real),
 }
 
 
@@ -173,7 +206,7 @@ def spread(items: list[str], count: int) -> list[str]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def flat_row(stages: Stages, s: Settings, video: Video) -> dict[str, Any]:
+def flat_row(stages: Stages, s: Settings, video: AnyVideo) -> dict[str, Any]:
     """The 2D masks' scores, on the frames that the study's trials of that video are scored on."""
     folder = video.folder(s.scenes)
     chosen = [job.trial.frames for stage in stages for job in stage if job.trial.scene == str(folder)]
