@@ -24,7 +24,7 @@ class Evidence:
     contrast: Tensor
     # [N]: in that eighth of the video in which they are smallest, births and deaths as they are; 0 where never seen
     usual: Tensor
-    moving: Tensor  # [N]: mean motion score of all the pixels it shows
+    moving: Tensor  # [N]: mean motion score of all the pixels it shows, where there are scores
 
     def select(self, index: Tensor) -> Evidence:
         """That of some of the Gaussians: index of integers [M], or bool [N]."""
@@ -55,8 +55,9 @@ def gather(
         living.add(errors * lives, weights * lives)
         bins[min(int(time * _BINS), _BINS - 1)].add(errors, weights)
         dead.add(*(part[:n] * (1 - lives) for part in _errors(always, picture)))
-        scores, weights = now.plan.lift(picture.motion[..., None])
-        moving.add(scores[:n, 0], weights[:n])
+        if picture.scored:
+            scores, weights = now.plan.lift(picture.motion[..., None])
+            moving.add(scores[:n, 0], weights[:n])
     seen = (dead.weight > _LEAST) & (living.weight > _LEAST)
     errors = torch.stack([torch.where(b.weight > _LEAST, b.value, torch.inf) for b in bins])
     usual = errors.amin(dim=0)

@@ -74,8 +74,10 @@ class Footage:
     def picture(self, index: int, scale: float) -> Picture:
         """The same for seeding: nothing moves where the 2D method says nothing."""
         frame = self.get(index, scale)
-        motion = torch.zeros(frame.image.shape[:2]) if frame.motion is None else frame.motion
-        return Picture(frame.camera, frame.image, motion, frame.time * self.duration, self._halfway(index))
+        scored = frame.motion is not None
+        motion = frame.motion if frame.motion is not None else torch.zeros(frame.image.shape[:2])
+        when = frame.time * self.duration
+        return Picture(frame.camera, frame.image, motion, when, self._halfway(index), scored)
 
     def _halfway(self, index: int) -> tuple[float, float]:
         """Times in frames between image `index` and its neighbours in time; beyond the video where there is none."""

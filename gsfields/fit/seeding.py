@@ -29,6 +29,7 @@ class Picture:
     motion: Tensor  # [H, W] in [0, 1], 0 where nothing is known
     frame: float  # time in frames
     halfway: tuple[float, float]  # times in frames, to the pictures before and after it
+    scored: bool = True  # whether motion is known
 
 
 @dataclass
