@@ -23,8 +23,8 @@ from gsfields.priors.static_world import Matches, StaticFit, epipolar_pencil, fi
 
 Array = np.ndarray
 _LAG = 2  # scores are averaged over neighbours at gaps up to this
-# Slope of the reported scores at 0.5: what stands still is to be near 0, since fusion fits the scores themselves.
-_CONTRAST = 4
+# Slope of the reported scores at 0.5. Steeper, what stands still comes nearer to 0, and so does what is slow or dark.
+_CONTRAST = 2
 _STRONGEST = 30.0  # standard deviations; a wrong match can be any number off
 
 
