@@ -10,6 +10,7 @@ LMF fuses the scores as they are (its equations 11 and 12); this is not of the p
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -54,11 +55,13 @@ def write_consensus(
     spans: Tensor,
     evidence: Evidence,
     near: float,
-) -> None:
+) -> tuple[float, float]:
     """Write folder/<stem>.png for each of `frames` (stem, frame) that has scores.
 
     scene has no moving layers; spans [N, 2] are the births and deaths of its static Gaussians, evidence theirs.
+    Returns the mean score before and after.
     """
+    means: list[tuple[float, float]] = []
     folder.mkdir(parents=True, exist_ok=True)
     shell = len(scene.shell)
     known = F.pad(torch.stack((evidence.moving, evidence.usual), dim=1), (0, 0, 0, shell))  # [N + shell, 2]
@@ -71,4 +74,8 @@ def write_consensus(
         error = (rendering.color - frame.image).abs().mean(dim=-1)
         error = F.avg_pool2d(error[None, None], 3, 1, 1, count_include_pad=False)[0, 0]
         surprise = (error - usual).clamp(min=0) * _CONTRAST / frame.image.std().clamp(min=0.05)
-        write_mask(folder / f"{stem}.png", weighed(frame.motion, habit, surprise), bits=8)
+        scores = weighed(frame.motion, habit, surprise)
+        write_mask(folder / f"{stem}.png", scores, bits=8)
+        means.append((float(frame.motion.mean()), float(scores.mean())))
+    before, after = zip(*means, strict=True) if means else ((0.0,), (0.0,))
+    return statistics.fmean(before), statistics.fmean(after)

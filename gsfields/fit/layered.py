@@ -135,8 +135,13 @@ class LayeredTrainer(Loop):
             lifespans.softness(1), self.config.fit.near,
         )  # fmt: skip
         if self.config.motion.consensus and any(view.has_motion_mask for view in self.footage.views):
-            self._weigh_masks(evidence)
+            before, after = self._weigh_masks(evidence)
+            count = len(static)
             evidence = drop_habitual(static, evidence, self.config.motion.habit)
+            self.report.append(
+                f"consensus: mean motion score {before:.3f} of the 2D masks, {after:.3f} as weighed by the "
+                f"static layer, which loses {count - len(static)} moving Gaussians; written to {self.masks}"
+            )
         promoted, evidence = take_mortals(static, scene.semistatic, evidence, layers, self.footage.duration)
         seeds = seed_layers(
             self.scene, self._pictures(), self.config, self.generator, len(self.footage), evidence.usual
@@ -149,15 +154,17 @@ class LayeredTrainer(Loop):
             f"moving layers seeded at step {self.step} from {len(self.footage)} frames: {counts}"
         )
 
-    def _weigh_masks(self, evidence: Evidence) -> None:
-        """From here on, fuse the 2D scores with the static layer's word on them; held-out views get it, too."""
+    def _weigh_masks(self, evidence: Evidence) -> tuple[float, float]:
+        """From here on, fuse the 2D scores with the static layer's word on them; held-out views get it, too.
+
+        Returns their mean before and after.
+        """
         views = Footage(self.dataset, self.config, range(len(self.dataset.views)))
         frames = ((view.stem, views.get(i)) for i, view in enumerate(self.dataset.views))
         spans = self.parameters.layers["static"].values["spans"].detach()
-        consensus.write_consensus(
-            self.masks, frames, static_only(self.scene), spans, evidence, self.config.fit.near
-        )
+        scene, near = static_only(self.scene), self.config.fit.near
         self.footage.masks = self.masks
+        return consensus.write_consensus(self.masks, frames, scene, spans, evidence, near)
 
     def finish(self, log: MetricsLog) -> list[str]:
         shares = write_masks(self.scene, self.dataset, self.config, self.run)

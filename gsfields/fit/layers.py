@@ -204,8 +204,13 @@ def seed_layers(
 
 
 def drop_habitual(static: Parameters, evidence: Evidence, habit: float) -> Evidence:
-    """Drop static Gaussians whose pixels score above `habit` in the mean; returns the evidence of the others."""
+    """Drop static Gaussians whose pixels score above `habit` in the mean; returns the evidence of the others.
+
+    None where that would be more than half of them: then the scores say little of motion.
+    """
     kept = (evidence.moving <= habit).nonzero()[:, 0]
+    if 2 * len(kept) < len(static):
+        return evidence
     static.gather(kept, torch.zeros(len(kept), dtype=torch.bool))
     return evidence.select(kept)
 

@@ -8,7 +8,7 @@ import torch
 from gsfields.data.motion_masks import read_mask
 from gsfields.fit import consensus, lifespans
 from gsfields.fit.consensus import weighed, write_consensus
-from gsfields.fit.evidence import gather
+from gsfields.fit.evidence import Evidence, gather
 from gsfields.fit.footage import Footage, Frame
 from gsfields.fit.layers import drop_habitual
 from gsfields.fit.parameters import Parameters
@@ -98,6 +98,14 @@ def test_what_hovers_is_dropped_from_the_static_layer():
     assert torch.equal(static.values["means"], scene.static.means[evidence.moving <= 0.5])
 
 
+def test_a_static_layer_that_all_moves_is_kept():
+    """Masks that call everything moving, inverted ones say, are no reason to be left with nothing."""
+    static = Parameters(rest(torch.zeros(10, 3), torch.zeros(10, 3)).parameters())
+    evidence = Evidence(torch.zeros(10), torch.zeros(10), torch.arange(10) / 10)
+    assert len(drop_habitual(static, evidence, 0.3).moving) == 10 == len(static)
+    assert len(drop_habitual(static, evidence, 0.45).moving) == 5 == len(static)
+
+
 def frames_of(video, change):
     for k in range(video.frames):
         picture = video.picture(k)
@@ -120,7 +128,12 @@ def test_false_alarms_fade_and_holes_are_mended(tmp_path):
     pictures = [video.picture(i) for i in range(video.frames)]
     evidence = gather(scene, spans, iter(pictures), lifespans.softness(1), 0.01)
     noisy_frames = list(frames_of(video, noisy))
-    write_consensus(tmp_path / "c", iter(noisy_frames), scene, spans, evidence, 0.01)
+    means = write_consensus(tmp_path / "c", iter(noisy_frames), scene, spans, evidence, 0.01)
+    files = sorted((tmp_path / "c").iterdir())
+    assert means[0] == pytest.approx(sum(float(f.motion.mean()) for _, f in noisy_frames) / len(noisy_frames))
+    assert means[1] == pytest.approx(
+        sum(float(read_mask(path).mean()) for path in files) / len(files), abs=2e-3
+    )
     before = {"alarm": [], "ball": [], "hole": []}
     after = {"alarm": [], "ball": [], "hole": []}
     for k, (stem, frame) in enumerate(noisy_frames):

@@ -92,6 +92,7 @@ def test_every_stage_says_what_it_did(fitted):
     scene = Checkpoint.load(run).scene
     assert isinstance(scene, LayeredScene) and outcome.count == len(scene)
     said = " | ".join(outcome.report)
+    assert "consensus: mean motion score 0." in said and str(run / "consensus") in said
     assert "moving layers seeded at step 60 from 12 frames: " in said
     assert "Gaussians: " + ", ".join(f"{count} {name}" for name, count in scene.counts.items()) in said
     assert "mean masks of 12 frames: static " in said and str(run / "masks") in said
