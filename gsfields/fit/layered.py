@@ -51,7 +51,8 @@ class LayeredTrainer(Loop):
     """Fits static, semi-static and dynamic Gaussians to a video with 2D motion masks.
 
     Phase A fits the static layer, each pixel weighted by how little it moves, with births and deaths (`lifespans`).
-    At its end the moving layers are seeded; phase B fits everything by LMF's losses.
+    At its end it weighs the 2D masks (`consensus`) and the moving layers are seeded; phase B fits everything by LMF's
+    losses.
     """
 
     def __init__(
