@@ -6,6 +6,7 @@ doubts       slow and fast motion, blur, pose noise, correlated 2D errors, no re
 long         1,000 frames fitted on a bounded budget, then 50 refined
 real         a real video with masks drawn by hand, and splats among real photographs (needs the shared data)
 layers-cost  a layered rendering beside a plain one of as many Gaussians
+converge     how far NeuralDiff, NeRF-W and NeRF-T get on a small video, each with the fusion losses it has layers for
 race         ours beside NeuralDiff with the same losses: quality after equal time, and speed (wants an idle machine)
 
 Every finished trial is written at once and not run again; --fresh forgets them.
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import fusion_race, fusion_trial, layers_cost, machine
+from benchmarks.baselines.neuraldiff.fields import LAYERS
 from benchmarks.fusion_studies import (
     BUDGETS,
     FLAT,
@@ -35,6 +37,7 @@ from benchmarks.fusion_studies import (
     Stages,
     flat_row,
     row_name,
+    stop,
 )
 from benchmarks.fusion_tables import DRAWINGS, TABLES
 from benchmarks.fusion_trial import flat_scores
@@ -46,6 +49,8 @@ from gsfields.fit.runs import LEAST_STEPS
 
 RESULTS = Path(__file__).parent / "results" / "fusion"
 QUICK = {"frames": 12, "width": 64, "height": 36, "visits": 3, "minutes": 0.2}
+FEWER_SEEDS = {"doubts": "0-1", "real": "0-1", "converge": "0"}
+SMALL = {"frames": 30, "width": 114, "height": 64}  # for the study converge
 QUICK_STEPS = ("steps", "60")
 
 
@@ -74,8 +79,8 @@ class Store:
 
 def run_study(name: str, s: Settings, store: Store, *, fresh: bool = False) -> list[str]:
     """Make the videos, run what the store lacks, and return what failed, a sentence each."""
-    if name in ("layers-cost", "race"):
-        return {"layers-cost": _layers_cost, "race": _race}[name](s, store)
+    if own := {"layers-cost": _layers_cost, "race": _race, "converge": _converge}.get(name):
+        return own(s, store)
     study, failures = STUDIES[name], []
     videos = study.videos(s)
     for video in videos.values():
@@ -143,6 +148,19 @@ def _race(s: Settings, store: Store) -> list[str]:
     return []
 
 
+def _converge(s: Settings, store: Store) -> list[str]:
+    for seed in s.seeds:
+        video = s.video(seed)
+        _make(video, s)
+        store.add({row_name(seed, FLAT): flat_scores(video.folder(s.scenes))})
+    wanted = [(seed, model) for seed in s.seeds for model in LAYERS]
+    missing = [job for job in wanted if row_name(job[0], stop(job[1], s.minutes)) not in store.rows]
+    with ThreadPoolExecutor(s.jobs) as pool:
+        for rows in pool.map(lambda job: fusion_race.converge(job[0], s, job[1]), missing):
+            store.add(rows)
+    return []
+
+
 def _make(video: AnyVideo, s: Settings) -> None:
     if not video.folder(s.scenes).exists():
         print(f"rendering {video.name}", flush=True)
@@ -182,14 +200,13 @@ def settings_of(asked: argparse.Namespace) -> Settings:
     values = vars(asked) | ({k: v for k, v in QUICK.items() if vars(asked)[k] is None} if asked.quick else {})
     long = asked.study == "long"
     usual = {"frames": LONG_FRAMES if long else 60, "width": 228, "height": 128, "visits": 40, "minutes": 8.0}
+    usual |= SMALL if asked.study == "converge" else {}
     values |= {name: value for name, value in usual.items() if values[name] is None}
     overrides = [_pair(text) for text in asked.set]
     if asked.quick and not long and not any(name.split(".")[-1] == "steps" for name, _ in overrides):
         overrides.append(QUICK_STEPS)
     configuration.apply(configuration.load("lmf"), overrides)  # refuses what is no field
-    seeds = parse_seeds(
-        values["seeds"] or ("0-1" if asked.study in ("doubts", "real") or asked.quick else "0-4")
-    )
+    seeds = parse_seeds(values["seeds"] or FEWER_SEEDS.get(asked.study, "0-1" if asked.quick else "0-4"))
     values |= {"seeds": seeds, "overrides": tuple(overrides)}
     settings = Settings(**{f.name: values[f.name] for f in dataclasses.fields(Settings)})
     if (
@@ -229,6 +246,8 @@ def _identity(study: str, s: Settings) -> dict[str, Any]:
         own["visits"] = s.visits
     if study == "table3":
         own["every"] = s.every
+    if study == "converge":
+        return own | {"minutes": s.minutes}
     if study in ("long", "race"):
         own |= {"minutes": s.minutes, "threads": s.jobs}
     if study == "long":
@@ -240,6 +259,8 @@ def _described(study: str, s: Settings) -> str:
     if study == "real":
         return f"{s.visits} visits per refined frame"
     size = f"{s.frames} frames of {s.width}x{s.height}"
+    if study == "converge":
+        return f"{size}, {s.minutes:g} minutes on one thread each"
     if study in ("long", "race"):
         return f"{size}, {s.minutes:g} minutes on {s.jobs} threads, {s.visits} visits per refined frame"
     config = configuration.load("lmf")
@@ -254,7 +275,9 @@ def _parser() -> argparse.ArgumentParser:
         "benchmarks.fusion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("study", choices=tuple(TABLES))
-    parser.add_argument("--seeds", help="such as 0-4 or 0,3 (default: 0-4; doubts, real and --quick: 0-1)")
+    parser.add_argument(
+        "--seeds", help="such as 0-4 or 0,3 (default: 0-4; doubts, real and --quick: 0-1; converge: 0)"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="trials side by side, a thread each (default 2)")
     parser.add_argument("--quick", action="store_true", help="tiny videos, few steps: does it all run?")
     parser.add_argument("--fresh", action="store_true", help="forget the rows and fits that are there")
@@ -269,7 +292,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--every", type=int, default=6, help="table3: refine one in so many frames (default 6)"
     )
-    parser.add_argument("--minutes", type=float, help="long, race: of the fit (default 8)")
+    parser.add_argument("--minutes", type=float, help="long, race, converge: of the fit (default 8)")
     parser.add_argument("--mask-free", action="store_true", help="table5: also a fit that sees no 2D mask")
     parser.add_argument(
         "--scenes", type=Path, default=Path("runs/fusion/scenes"), help="where videos are kept"

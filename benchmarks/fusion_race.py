@@ -1,5 +1,5 @@
 """Our fit beside NeuralDiff with LMF's losses and refinement on the same video: quality after equal wall-clock time,
-and the speed of rendering and of training, measured in turn.
+and the speed of rendering and of training, measured in turn. And how far the baselines' fields get with time.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.baselines.neuraldiff.fields import LAYERS
 from benchmarks.baselines.neuraldiff.losses import FusionWeights
 from benchmarks.baselines.neuraldiff.train import PRESETS, Trainer, half_is_fast
 from benchmarks.fusion_studies import BUDGETS, NERF, OURS, Settings, row_name, stop
@@ -53,22 +54,58 @@ def race(seed: int, s: Settings, finished: set[str]) -> Iterator[Rows]:
 
 
 def _neuraldiff(scene: Path, out: Path, budgets: list[float], cores: int) -> Rows:
-    """The baseline in a process of its own; every stop is evaluated on all frames, which its time does not count."""
+    """NeuralDiff with both losses, its frames refined at the end."""
+    refinement = ["--refine-frames", "all", "--refine-steps", str(NERF_REFINE_STEPS)]
+    lines = _trained("neuraldiff", scene, out, budgets, cores, refinement)
+    rows = {stop(NERF, m): _as_row(line) for m, line in zip(budgets, _stops(lines), strict=True)}
+    refined = next(line for line in lines if line["stage"] == "refined")
+    return rows | {stop(NERF, budgets[-1], refined=True): _as_row(refined)}
+
+
+def converge(seed: int, s: Settings, model: str) -> Rows:
+    """Rows of one of the fields, in its small sizes and with the losses its layers allow, after each budget."""
+    video = s.video(seed)
+    budgets = [s.minutes * share for share in BUDGETS]
+    out = s.runs / video.name / f"converge-{model}"
+    lines = _trained(model, video.folder(s.scenes), out, budgets, 1, [])
+    return {
+        row_name(seed, stop(model, m)): _as_row(line) for m, line in zip(budgets, _stops(lines), strict=True)
+    }
+
+
+def _trained(
+    model: str, scene: Path, out: Path, budgets: list[float], cores: int, more: list[str]
+) -> list[dict[str, Any]]:
+    """What a field logs, in a process of its own; each stop is evaluated on all frames, which its time does not count.
+
+    Raises RuntimeError with the last thing it said, where it fails.
+    """
     (out / "metrics.jsonl").unlink(missing_ok=True)
-    words = ["--preset", "small", "--pmf", "1.1", "--nmf", "1.0", "--threads", str(cores), "--out", str(out)]
-    words += ["--minutes", f"{budgets[-1]:g}", "--eval-at", ",".join(f"{m:g}" for m in budgets[:-1])]
-    words += ["--refine-frames", "all", "--refine-steps", str(NERF_REFINE_STEPS)]
+    words = [
+        "--model",
+        model,
+        "--preset",
+        "small",
+        "--pmf",
+        "1.1",
+        "--threads",
+        str(cores),
+        "--out",
+        str(out),
+    ]
+    words += ["--nmf", "1.0" if "semistatic" in LAYERS[model] else "0", "--minutes", f"{budgets[-1]:g}"]
+    words += ["--eval-at", ",".join(f"{m:g}" for m in budgets[:-1]), *more]
     command = [sys.executable, "-m", "benchmarks.baselines.neuraldiff", str(scene), *words]
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     if done.returncode:
         complaint = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise RuntimeError(f"neuraldiff failed: {complaint}")
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    trained = [line for line in lines if line["stage"] in ("training", "trained")]
-    rows = {stop(NERF, m): _as_row(line) for m, line in zip(budgets, trained, strict=True)}
-    refined = next(line for line in lines if line["stage"] == "refined")
-    return rows | {stop(NERF, budgets[-1], refined=True): _as_row(refined)}
+        raise RuntimeError(f"{model} failed: {complaint}")
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def _stops(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line for line in lines if line["stage"] in ("training", "trained")]
 
 
 def _as_row(line: dict[str, Any]) -> dict[str, Any]:

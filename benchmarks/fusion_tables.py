@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks import plot
+from benchmarks.baselines.neuraldiff.fields import LAYERS
 from benchmarks.fusion_studies import (
     DOUBTS,
     FIT,
@@ -287,9 +288,27 @@ def race_curves(rows: Rows, seeds: Sequence[int]) -> str | None:
     return plot.svg(panels, 2, "minutes", "points missing")
 
 
-def budgets(rows: Rows) -> list[float]:
-    """The minutes after which the race was scored."""
-    stops = [name.split("/")[2] for name in rows if name.split("/")[1:2] in ([NERF], [OURS])]
+def converge(rows: Rows, seeds: Sequence[int]) -> str:
+    models = list(LAYERS)
+    columns = ("Dyn", "SS own", "Dyn+SS", "IoU≥0.5", "PSNR")
+    stops = [stop(model, m) for model in models for m in budgets(rows, models)]
+    lines = [
+        [name.replace("/", " "), *(spread(over_seeds(rows, seeds, name, FIGURES[c])) for c in columns)]
+        for name in (FLAT, *stops)
+    ]
+    return "\n\n".join(
+        [
+            "# How far the radiance fields get on a small video",
+            table(["masks", *columns], lines),
+            "Sizes `small`, positive fusion for all, negative fusion where there is a semi-static layer; PSNR of the "
+            "training frames. A field has converged where the last doubling of its time changes little.",
+        ]
+    )
+
+
+def budgets(rows: Rows, contenders: Sequence[str] = (NERF, OURS)) -> list[float]:
+    """The minutes after which these were scored."""
+    stops = [name.split("/")[2] for name in rows if name.split("/")[1] in contenders]
     return sorted({float(text.removesuffix(" min")) for text in stops})
 
 
@@ -318,6 +337,7 @@ TABLES: dict[str, Callable[[Rows, Sequence[int]], str]] = {
     "doubts": doubts,
     "long": long,
     "race": race,
+    "converge": converge,
     "real": real,
     "layers-cost": layers_cost,
 }

@@ -183,6 +183,12 @@ class MotionConfig:
     habit: float = _doc(
         0.3, "and drop static Gaussians whose pixels score more in the mean over the video", low=0, high=1
     )
+    support: float = _doc(
+        0.04,
+        "written semi-static masks are weighed by their means over this share of the image's width (0: as rendered)",
+        low=0,
+        high=1,
+    )
     rgb_form: Literal["released", "paper"] = _doc(
         "released", "form of the colour loss (LMF equation 4): of NeuralDiff's code or of the text"
     )

@@ -1,5 +1,5 @@
 """The masks that a layered run leaves on disk: RUN/masks/{dynamic,semistatic}/<stem>.png, 16 bits, one per frame, on
-the grid of the photo as taken, distorted if that is.
+the grid of the photo as taken, distorted if that is. The semi-static ones are weighed by their neighbourhoods.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from gsfields.config import Config
@@ -17,7 +18,7 @@ from gsfields.data.lens import covering, distort
 from gsfields.data.motion_masks import write_mask
 from gsfields.layers import DYNAMIC, SEMISTATIC, STATIC, LayeredScene, render_layers
 
-FOLDERS = {"dynamic": DYNAMIC, "semistatic": SEMISTATIC}
+FOLDERS = ("dynamic", "semistatic")
 
 
 @dataclass
@@ -48,6 +49,18 @@ def layer_masks(scene: LayeredScene, view: View, time: float, config: Config) ->
     return masks if view.lens is None else distort(masks, camera, view.lens)
 
 
+def supported(mask: Tensor, reach: float) -> Tensor:
+    """A mask [h, w] times the square root of its mean about each pixel, a Gaussian of `reach` image widths.
+
+    Things that someone moves are solid. What the semi-static layer explains by mistake, edges that a pose puts a pixel
+    off, is thin: it loses most of its score, and a thing little more than others of its size.
+    """
+    if reach == 0:
+        return mask
+    mean = ndimage.gaussian_filter(mask.double().numpy(), reach * mask.shape[1], mode="nearest")
+    return mask * torch.from_numpy(mean).clamp(0, 1).sqrt().to(mask)
+
+
 def write_masks(
     scene: LayeredScene,
     dataset: Dataset,
@@ -55,7 +68,10 @@ def write_masks(
     run: str | Path,
     indices: Iterable[int] | None = None,
 ) -> Shares:
-    """Render and write the masks of the views at `indices` (default: all); returns what the layers explain."""
+    """Render and write the masks of the views at `indices` (default: all); returns what the layers explain.
+
+    M̂_dy is written as rendered, M̂_ss weighed by `supported`.
+    """
     times = dataset.times().tolist()
     chosen = range(len(dataset.views)) if indices is None else list(indices)
     totals = torch.zeros(4, dtype=torch.float64)
@@ -64,8 +80,12 @@ def write_masks(
     for i in chosen:
         view = dataset.views[i]
         masks = layer_masks(scene, view, times[i], config).clamp(0, 1)
-        for name, layer in FOLDERS.items():
-            write_mask(Path(run) / "masks" / name / f"{view.stem}.png", masks[..., layer], bits=16)
+        scores = {
+            "dynamic": masks[..., DYNAMIC],
+            "semistatic": supported(masks[..., SEMISTATIC], config.motion.support),
+        }
+        for name in FOLDERS:
+            write_mask(Path(run) / "masks" / name / f"{view.stem}.png", scores[name], bits=16)
         means = [masks[..., layer].mean() for layer in (STATIC, SEMISTATIC, DYNAMIC)]
         totals += torch.stack([*means, (masks[..., DYNAMIC] > 0.5).float().mean()]).double()
     return Shares(len(chosen), *(totals / max(len(chosen), 1)).tolist())

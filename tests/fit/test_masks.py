@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from gsfields.data.motion_masks import read_mask
-from gsfields.fit.masks import Shares, layer_masks, write_masks
+from gsfields.fit.masks import Shares, layer_masks, supported, write_masks
 from gsfields.fit.scene import open_dataset
 from gsfields.layers import LayeredScene
 from tests.fit.tiny_video import BALL, WALL, TinyVideo, config_of
@@ -74,8 +74,10 @@ def test_only_the_frames_asked_for_are_written(video, tmp_path):
         assert files == ["frame_0020.png", "frame_0070.png"]
         for i in (2, 7):
             written = read_mask(tmp_path / "masks" / layer / f"frame_00{i}0.png")
-            expected = layer_masks(scene, dataset.views[i], times[i], config)[..., place].clamp(0, 1).numpy()
-            assert abs(written - expected).max() <= 0.5 / 65535 + 1e-6
+            expected = layer_masks(scene, dataset.views[i], times[i], config)[..., place].clamp(0, 1)
+            if layer == "semistatic":
+                expected = supported(expected, 0.04)
+            assert abs(written - expected.numpy()).max() <= 0.5 / 65535 + 1e-6
     masks = torch.stack([TinyVideo().render(i)[1] for i in (2, 7)])
     assert shares.frames == 2
     assert shares.static == pytest.approx(masks[..., WALL].mean().item(), abs=1e-3)
@@ -83,6 +85,28 @@ def test_only_the_frames_asked_for_are_written(video, tmp_path):
     assert shares.moving == pytest.approx((masks[..., BALL] > 0.5).float().mean().item(), abs=1e-3)
     write_masks(scene, dataset, config, tmp_path)
     assert len(list((tmp_path / "masks" / "dynamic").iterdir())) == 12
+
+
+def test_semi_static_scores_are_weighed_by_their_neighbourhood():
+    """Against the sums written out: m · √(Σ w m / Σ w), the image continued by its borders."""
+    mask = torch.rand(9, 20, generator=torch.Generator().manual_seed(0))
+    reach, reached = 0.1, 8  # pixels of a Gaussian of two, cut off after four deviations
+    offsets = torch.arange(-reached, reached + 1)
+    weights = torch.exp(-(offsets.double() ** 2) / (2 * (reach * 20) ** 2))
+    rows = (torch.arange(9)[:, None] + offsets).clamp(0, 8)  # [9, 17]
+    columns = (torch.arange(20)[:, None] + offsets).clamp(0, 19)
+    near = mask.double()[rows[:, None, :, None], columns[None, :, None, :]]  # [9, 20, 17, 17]
+    mean = torch.einsum("hwij,i,j->hw", near, weights, weights) / weights.sum() ** 2
+    torch.testing.assert_close(supported(mask, reach), (mask * mean.sqrt()).float(), rtol=1e-5, atol=1e-6)
+    assert supported(mask, 0) is mask
+
+
+def test_an_edge_loses_more_of_its_score_than_a_thing():
+    mask = torch.zeros(60, 100)
+    mask[:, 20], mask[20:40, 60:80] = 1, 1
+    weighed = supported(mask, 0.04)
+    assert weighed[20:40, 60:80].mean() > 2 * weighed[:, 20].max()
+    assert (weighed <= mask).all() and (supported(torch.ones(6, 7), 0.04) == 1).all()
 
 
 def test_what_the_layers_explain_in_words():
