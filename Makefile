@@ -42,7 +42,7 @@ $(VENV)/.torch: constraints.txt
 
 # Editable, so that the sources here are what runs; without isolation, so that the build sees this torch.
 $(VENV)/.package: $(VENV)/.torch pyproject.toml setup.py | build
-	$(PIP) --no-build-isolation --editable '.[video,motion,test,dev]'
+	$(PIP) --no-build-isolation --editable '.[video,motion,instances,test,dev]'
 	@touch $@
 
 build: $(VENV)/.torch

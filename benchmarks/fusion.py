@@ -260,7 +260,7 @@ def _described(study: str, s: Settings) -> str:
         return f"{s.visits} visits per refined frame"
     size = f"{s.frames} frames of {s.width}x{s.height}"
     if study == "converge":
-        return f"{size}, {s.minutes:g} minutes on one thread each"
+        return f"{size}, {s.minutes:g} minutes of processor time on one thread each"
     if study in ("long", "race"):
         return f"{size}, {s.minutes:g} minutes on {s.jobs} threads, {s.visits} visits per refined frame"
     config = configuration.load("lmf")

@@ -63,11 +63,11 @@ def _neuraldiff(scene: Path, out: Path, budgets: list[float], cores: int) -> Row
 
 
 def converge(seed: int, s: Settings, model: str) -> Rows:
-    """Rows of one of the fields, in its small sizes and with the losses its layers allow, after each budget."""
+    """Rows of one of the fields, small and with the losses its layers allow, after each budget of processor time."""
     video = s.video(seed)
     budgets = [s.minutes * share for share in BUDGETS]
     out = s.runs / video.name / f"converge-{model}"
-    lines = _trained(model, video.folder(s.scenes), out, budgets, 1, [])
+    lines = _trained(model, video.folder(s.scenes), out, budgets, 1, ["--clock", "processor"])
     return {
         row_name(seed, stop(model, m)): _as_row(line) for m, line in zip(budgets, _stops(lines), strict=True)
     }

@@ -69,7 +69,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--overwrite", action="store_true", help="replace the run that is in RUN")
     sub.epilog = "--FIELD VALUE sets a field of the configuration; gsfields fields lists them all."
 
-    command("fields", list_fields, "list every field of the configuration, with its default and meaning")
+    sub = command(
+        "fields", list_fields, "list every field of the configuration, with its default and meaning"
+    )
+    sub.add_argument("of", nargs="?", choices=("fit", "instances"), default="fit", help="of which command")
 
     sub = command("render", render_run, "render the held-out views or a camera path of a run")
     _add_run(sub)
@@ -92,25 +95,43 @@ def build_parser() -> argparse.ArgumentParser:
         "eval",
         evaluate_run,
         "score a run: `eval RUN` its images on held-out views (RUN/eval.json), `eval udos RUN` its masks against "
-        "annotations (RUN/udos.json)",
+        "annotations (RUN/udos.json), `eval panoptic RUN` its objects against true labels (RUN/panoptic.json)",
     )
     sub.add_argument(
-        "protocol", nargs="?", choices=("images", "udos"), default="images", help="what is scored"
+        "protocol", nargs="?", choices=("images", "udos", "panoptic"), default="images", help="what is scored"
     )
     _add_run(sub)
+    sub.add_argument("--truth", metavar="DIR", help="panoptic: the true labels, if not with the data")
+
+    sub = command("fit-instances", fit_instances, "fit objects to the 2D segments of a run's photos")
+    _add_run(sub)
+    sub.add_argument("--segments", metavar="DIR", help="2D segments (default: those of the data)")
+    sub.add_argument("--overwrite", action="store_true", help="replace the instances that are there")
+    sub.epilog = "--FIELD VALUE sets a field; gsfields fields instances lists them."
+
+    sub = command(
+        "instances", instances, "write the objects of a run once more, or name the one at a pixel (--at)"
+    )
+    _add_run(sub)
+    sub.add_argument("--at", metavar="VIEW,X,Y", help="only tell which object that pixel of a photo shows")
+    sub.epilog = "--FIELD VALUE sets a field of the section objects; gsfields fields instances lists them."
 
     sub = command(
         "prep",
         prepare,
-        "prepare data: `prep motion DATA` makes 2D motion masks, `prep egocentric DATA` a made-up video",
+        "prepare data: `prep motion DATA` makes 2D motion masks, `prep segments DATA` 2D segments; `prep egocentric "
+        "DATA` makes up a video, `prep messy-rooms DATA` a room full of things",
     )
     sub.add_argument(
-        "what", choices=("motion", "egocentric"), help="motion: masks of DATA; egocentric: make a scene"
+        "what",
+        choices=tuple(PREPARATIONS),
+        help="motion, segments: of the photos in DATA; egocentric, messy-rooms: make a scene",
     )
     sub.add_argument("data", help="folder of the scene")
     sub.add_argument("--overwrite", action="store_true", help="replace what is there")
     sub.epilog = (
-        "prep egocentric writes a made-up video with exact labels to DATA; --FIELD VALUE sets its options."
+        "prep egocentric and prep messy-rooms write made-up scenes with exact labels to DATA. prep segments runs "
+        "Segment Anything, whose weights --checkpoint FILE names. --FIELD VALUE sets the options of each."
     )
 
     sub = command("export", export, "write the scene of a run as a 3DGS .ply")
@@ -157,6 +178,8 @@ def split_overrides(words: list[str], parser: argparse.ArgumentParser) -> tuple[
         "fit": {"--out", "--config", "--resume", "--overwrite"},
         "demo": {"--scene", "--out"},
         "prep": {"--overwrite"},
+        "fit-instances": {"--data", "--segments", "--overwrite"},
+        "instances": {"--data", "--at"},
     }
     if not words or words[0] not in own:
         return words, []
@@ -200,6 +223,11 @@ def fit(args: argparse.Namespace, overrides: Overrides) -> int:
 def list_fields(args: argparse.Namespace, overrides: Overrides) -> int:
     from gsfields import config as configuration
 
+    if args.of == "instances":
+        from gsfields.instances_config import InstancesConfig
+
+        print(configuration.describe(InstancesConfig))
+        return 0
     print(configuration.describe())
     print(f"\nrecipes (--config): {', '.join(configuration.recipes())}")
     return 0
@@ -235,8 +263,13 @@ def refine(args: argparse.Namespace, overrides: Overrides) -> int:
 def evaluate_run(args: argparse.Namespace, overrides: Overrides) -> int:
     from gsfields.fit import runs
 
-    if args.protocol == "udos":
-        path, lines = runs.evaluate_masks_of_run(args.run, data=args.data)
+    if args.protocol != "images":
+        if args.protocol == "udos":
+            path, lines = runs.evaluate_masks_of_run(args.run, data=args.data)
+        else:
+            from gsfields.fit.instance_runs import evaluate_panoptic
+
+            path, lines = evaluate_panoptic(args.run, data=args.data, truth=args.truth)
         print(lines)
         print(path)
         return 0
@@ -247,15 +280,64 @@ def evaluate_run(args: argparse.Namespace, overrides: Overrides) -> int:
 
 
 def prepare(args: argparse.Namespace, overrides: Overrides) -> int:
-    if args.what == "motion":
-        from gsfields.priors.motion import parse_options, prepare_motion
+    print(PREPARATIONS[args.what](args.data, args.overwrite, _options(overrides)))
+    return 0
 
-        options = parse_options(_options(overrides))
-        print(prepare_motion(args.data, overwrite=args.overwrite, **options))
-        return 0
+
+def _prepare_motion(data: str, overwrite: bool, options: dict[str, Any]) -> object:
+    from gsfields.priors.motion import parse_options, prepare_motion
+
+    return prepare_motion(data, overwrite=overwrite, **parse_options(options))
+
+
+def _prepare_segments(data: str, overwrite: bool, options: dict[str, Any]) -> object:
+    from gsfields.priors.segments import parse_options, prepare_segments
+
+    return prepare_segments(data, overwrite=overwrite, **parse_options(options))
+
+
+def _prepare_egocentric(data: str, overwrite: bool, options: dict[str, Any]) -> object:
     from gsfields.data.egocentric_files import prepare_egocentric
 
-    print(prepare_egocentric(args.data, overwrite=args.overwrite, **_options(overrides)))
+    return prepare_egocentric(data, overwrite=overwrite, **options)
+
+
+def _prepare_messy(data: str, overwrite: bool, options: dict[str, Any]) -> object:
+    from gsfields.data.messy_files import prepare_messy
+
+    return prepare_messy(data, overwrite=overwrite, **options)
+
+
+PREPARATIONS: dict[str, Callable[[str, bool, dict[str, Any]], object]] = {
+    "motion": _prepare_motion,
+    "segments": _prepare_segments,
+    "egocentric": _prepare_egocentric,
+    "messy-rooms": _prepare_messy,
+}
+
+
+def fit_instances(args: argparse.Namespace, overrides: Overrides) -> int:
+    from gsfields import config as configuration
+    from gsfields.fit import instance_runs
+    from gsfields.instances_config import InstancesConfig
+
+    config = InstancesConfig()
+    configuration.apply(config, overrides)
+    table = instance_runs.fit_instances(
+        args.run, args.segments, config, data=args.data, overwrite=args.overwrite
+    )
+    print(f"{table}\n{len(table)} objects; files: {Path(args.run) / instance_runs.FOLDER}")
+    return 0
+
+
+def instances(args: argparse.Namespace, overrides: Overrides) -> int:
+    from gsfields.fit import instance_runs
+
+    if args.at is not None:
+        instance_runs.select(args.run, args.at)
+        return 0
+    table = instance_runs.make_objects(args.run, overrides, data=args.data)
+    print(f"{table}\n{len(table)} objects; files: {Path(args.run) / instance_runs.FOLDER}")
     return 0
 
 

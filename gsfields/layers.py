@@ -310,7 +310,7 @@ def render_layers(
     """
     if camera.viewmat.ndim != 2:
         raise ValueError(f"camera must be a single one, but is a batch of {camera.viewmat.shape[0]}")
-    still = _joined(scene.static, scene.shell)
+    still = joined(scene.static, scene.shell)
     moving = [_living(layer, scene, camera, time) for layer in (scene.semistatic, scene.dynamic)]
     built = plan(
         torch.cat([still.means, *(m.means for m in moving)]),
@@ -387,7 +387,7 @@ def _static_betas(scene: LayeredScene, still: Gaussians) -> Tensor:
     return F.pad(F.softplus(scene.static_uncertainty), (0, len(scene.shell)))
 
 
-def _joined(a: Gaussians, b: Gaussians) -> Gaussians:
+def joined(a: Gaussians, b: Gaussians) -> Gaussians:
     """Both sets; the SH coefficients that one lacks are zero."""
     degrees = max(a.shN.shape[1], b.shN.shape[1])
     other = b.parameters()

@@ -109,7 +109,7 @@ def prepare_egocentric(
     if unknown:
         known = ", ".join(["layout", *sorted(makes | errs)])
         raise ValueError(f"there is no option {unknown[0]!r} of a generated video; the options are {known}")
-    values = {name.replace("-", "_"): _value(name, value) for name, value in options.items()}
+    values = {name.replace("-", "_"): option_value(name, value) for name, value in options.items()}
     config = EgocentricConfig(**{name: value for name, value in values.items() if name in makes})
     segmenter = SegmenterConfig(**{name: value for name, value in values.items() if name in errs - makes})
     if not isinstance(config.revisits, bool):
@@ -127,7 +127,7 @@ def prepare_egocentric(
     return _summary(folder, config)
 
 
-def _value(name: str, value: object) -> Any:
+def option_value(name: str, value: object) -> Any:
     """An option from its text; what is no text stays."""
     if value is None:
         raise ValueError(f"--{name} needs a value")

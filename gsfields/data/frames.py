@@ -77,6 +77,8 @@ class Frame:
     bounds: tuple[float, float] | None = None
     held_out: bool | None = None  # True: test, False: training, None: the rule decides
     aliases: tuple[str, ...] = ()  # other stems that the file of its motion mask may have
+    mask_excludes: bool = False  # the mask is the other way round: nonzero where a pixel does not count
+    ignores_alpha: bool = False  # only the colours of a transparent photo count
 
 
 @dataclass
@@ -207,7 +209,8 @@ def build_dataset(
         if frame.mask_path is not None:
             _check_mask(frame, photo, header)
         at_file = frame.lens.resized(header.width, header.height)
-        image = ImageFile(photo, at_file, width, height, options.background, frame.mask_path)
+        under = None if frame.ignores_alpha else options.background
+        image = ImageFile(photo, at_file, width, height, under, frame.mask_path, frame.mask_excludes)
         load_motion = None
         if (path := motion_masks[i]) is not None:
             mask_file = MaskFile(path, at_file, width, height)
@@ -238,7 +241,7 @@ def build_dataset(
     else:
         train, test = hold_out(len(views), options.split_every)
     positions, colors = _finite_points(points)
-    transparent = any(header.transparent for header in headers)
+    transparent = any(h.transparent and not f.ignores_alpha for f, h in zip(frames, headers, strict=True))
     background = torch.tensor(options.background) if transparent else None
     return Dataset(views, train, test, positions, colors, background, name, cache)
 

@@ -61,13 +61,15 @@ def read_header(path: Photo) -> Header:
     return Header(*size, transparent)
 
 
-def decode(path: Photo, background: tuple[float, float, float]) -> np.ndarray:
-    """float32 [H, W, 3] in [0, 1]; transparent images are laid over `background`: a rgb + (1 - a) background.
+def decode(path: Photo, background: tuple[float, float, float] | None) -> np.ndarray:
+    """float32 [H, W, 3] in [0, 1]; transparent images are laid over `background`: a rgb + (1 - a) background. If
+    that is None, their alpha is ignored.
 
     Raises ValueError if the file is damaged.
     """
-    rgba = _pixels(path, "RGBA" if read_header(path).transparent else "RGB").astype(np.float32) / 255
-    if rgba.shape[-1] == 3:
+    mode = "RGB" if background is None or not read_header(path).transparent else "RGBA"
+    rgba = _pixels(path, mode).astype(np.float32) / 255
+    if background is None or mode == "RGB":
         return rgba
     alpha = rgba[..., 3:]
     return rgba[..., :3] * alpha + (1 - alpha) * np.asarray(background, dtype=np.float32)
@@ -124,16 +126,17 @@ class ImageFile:
     undistort at the file's resolution, shrink by area, round to 8 bits (so the error is at most 1/510).
 
     Alpha is composited before any resampling, so no colour bleeds out of transparent pixels. A mask file
-    keeps the pixels where it is not 0. A pixel of the result counts only if every pixel that fed it counts:
-    masks and the borders left by undistortion never leak into the image.
+    keeps the pixels where it is not 0, or, if it excludes, those where it is. A pixel of the result counts only if
+    every pixel that fed it counts: masks and the borders left by undistortion never leak into the image.
     """
 
     path: Photo
     lens: Intrinsics  # at the size of the file
     width: int  # of the result, pixels
     height: int
-    background: tuple[float, float, float]
+    background: tuple[float, float, float] | None  # None: alpha is ignored
     mask_path: Path | None = None  # of the file's size or larger
+    mask_excludes: bool = False
 
     def load(self) -> Pixels:
         image = decode(self.path, self.background)
@@ -144,7 +147,8 @@ class ImageFile:
             )
         keep = None
         if self.mask_path is not None:
-            keep = _shrink_mask(_pixels(self.mask_path, "L") > 0, self.lens.width, self.lens.height)
+            marked = _pixels(self.mask_path, "L") > 0
+            keep = _shrink_mask(marked != self.mask_excludes, self.lens.width, self.lens.height)
         if self.lens.distorted:
             image, keep = self._undistorted(image, keep)
         if keep is not None:

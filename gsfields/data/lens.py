@@ -192,12 +192,12 @@ def undistort(image: Tensor, lens: Intrinsics) -> tuple[Tensor, Tensor]:
     return sampled[0].permute(1, 2, 0), inside
 
 
-def distort(image: Tensor, camera: Camera, lens: Intrinsics) -> Tensor:
+def distort(image: Tensor, camera: Camera, lens: Intrinsics, *, nearest: bool = False) -> Tensor:
     """The photo that `lens` would have taken of what the pinhole `camera` shows, `undistort`'s way back.
 
     image [H, W, C] floating, at the camera's size -> [lens.height, lens.width, C]. Both look the same way, so
-    only K counts. Each pixel takes the bilinear sample at its undistorted position; beyond the border of the
-    image the nearest edge pixel is repeated (see `covering`). An image that already is the photo (no
+    only K counts. Each pixel takes the bilinear sample at its undistorted position, or the nearest one's; beyond
+    the border of the image the nearest edge pixel is repeated (see `covering`). An image that already is the photo (no
     distortion, the same size and K) comes back as it is.
 
     Raises ValueError if the image has not the camera's size.
@@ -216,7 +216,7 @@ def distort(image: Tensor, camera: Camera, lens: Intrinsics) -> Tensor:
     sampled = grid_sample(
         image.permute(2, 0, 1)[None],
         grid[None].to(image),
-        mode="bilinear",
+        mode="nearest" if nearest else "bilinear",
         padding_mode="border",
         align_corners=False,
     )

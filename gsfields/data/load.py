@@ -12,6 +12,8 @@ from gsfields.data.epic_fields import find_video, is_video, load_epic_fields
 from gsfields.data.frames import LoadOptions
 from gsfields.data.images import CACHE_BYTES
 from gsfields.data.llff import POSES, load_llff
+from gsfields.data.messy_rooms import METADATA, has_messy_rooms, load_messy_rooms
+from gsfields.data.panoptic_lifting import INTRINSICS, has_panoptic_lifting, load_panoptic_lifting
 from gsfields.data.transforms import has_transforms, load_transforms
 
 
@@ -26,10 +28,11 @@ def load_dataset(
     motion_masks: str | Path | None = None,
 ) -> Dataset:
     """The scene in the folder `path`, in any format, or in one transforms.json, poses_bounds.npy, meta.json
-    (EPIC-Diff) or video's json (EPIC Fields).
+    (EPIC-Diff), metadata.json (Messy Rooms) or video's json (EPIC Fields).
 
-    In a folder the first of these is read: a COLMAP project, transforms_train.json or transforms.json,
-    poses_bounds.npy, meta.json, the json of the one video. Name the file to read another that is there as well.
+    In a folder the first of these is read: a COLMAP project, Panoptic Lifting's layout, metadata.json,
+    transforms_train.json or transforms.json, poses_bounds.npy, meta.json, the json of the one video. Name the file
+    to read another that is there as well.
 
     Args:
         path: the folder or file.
@@ -77,11 +80,17 @@ def _load(path: Path, options: LoadOptions) -> Dataset:
     if path.suffix == ".json":
         if has_epic_diff(path):
             return load_epic_diff(path, options)
+        if has_messy_rooms(path):
+            return load_messy_rooms(path, options)
         return load_epic_fields(path, options) if is_video(path) else load_transforms(path, options)
     if path.name == POSES:
         return load_llff(path.parent, options)
     if path.is_dir() and find_model(path) is not None:
         return load_colmap(path, options)
+    if has_panoptic_lifting(path):
+        return load_panoptic_lifting(path, options)
+    if has_messy_rooms(path / METADATA):
+        return load_messy_rooms(path / METADATA, options)
     if path.is_dir() and has_transforms(path):
         return load_transforms(path, options)
     if (path / POSES).is_file():
@@ -92,5 +101,6 @@ def _load(path: Path, options: LoadOptions) -> Dataset:
         return load_epic_fields(video, options)
     raise ValueError(
         f"{path} is in no known format: it must hold a COLMAP model (in sparse/0, sparse or itself), "
-        f"transforms.json, transforms_train.json, {POSES}, {META} of EPIC-Diff or a video's json of EPIC Fields"
+        f"{INTRINSICS} of Panoptic Lifting, {METADATA} of Messy Rooms, transforms.json, transforms_train.json, "
+        f"{POSES}, {META} of EPIC-Diff or a video's json of EPIC Fields"
     )

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from gsfields.config import Config
 from gsfields.data.dataset import Dataset, View
-from gsfields.data.lens import covering, distort
+from gsfields.data.lens import distort
 from gsfields.data.motion_masks import write_mask
+from gsfields.fit.showing import photo_camera
 from gsfields.layers import DYNAMIC, SEMISTATIC, STATIC, LayeredScene, render_layers
 
 FOLDERS = ("dynamic", "semistatic")
@@ -39,12 +40,7 @@ class Shares:
 @torch.no_grad()
 def layer_masks(scene: LayeredScene, view: View, time: float, config: Config) -> Tensor:
     """M̂_st, M̂_ss, M̂_dy [h, w, 3] on the grid of the view's photo as taken."""
-    width, height = view.file_size
-    camera = view.camera
-    if (camera.width, camera.height) != (width, height):
-        camera = camera.resized(width, height)
-    if view.lens is not None:
-        camera = covering(camera, view.lens)
+    camera = photo_camera(view)
     masks = render_layers(scene, camera, time, near=config.fit.near).masks
     return masks if view.lens is None else distort(masks, camera, view.lens)
 

@@ -11,13 +11,25 @@ from torch import Tensor
 
 from gsfields.camera import Camera
 from gsfields.config import Config
-from gsfields.data.dataset import Dataset
+from gsfields.data.dataset import Dataset, View
+from gsfields.data.lens import covering
 from gsfields.evaluate.image import ImageScores, PsnrParts, psnr_parts, score
 from gsfields.evaluate.udos_annotations import Annotations
 from gsfields.fit.checkpoint import Scene
 from gsfields.fit.scene import COLORS
 from gsfields.layers import LayeredRendering, LayeredScene, render_layers
 from gsfields.rendering import Rendering, render
+
+
+def photo_camera(view: View) -> Camera:
+    """The pinhole camera that shows all of the view's photo as taken, at its size. With a lens it may show more, and
+    what is rendered through it is to be given to `gsfields.data.lens.distort`.
+    """
+    width, height = view.file_size
+    camera = view.camera
+    if (camera.width, camera.height) != (width, height):
+        camera = camera.resized(width, height)
+    return camera if view.lens is None else covering(camera, view.lens)
 
 
 @torch.no_grad()

@@ -1,0 +1,1 @@
+"""Fields on Gaussians beyond colour: embeddings, and what becomes of them."""

@@ -1,0 +1,123 @@
+"""Slow-fast embeddings of Gaussians, which tell objects apart (Contrastive Lift: Bhalgat et al., NeurIPS 2023).
+
+The fast embedding learns; the slow one follows it as an exponential moving average and is what the fast one is compared
+with (section 3.2). Both are blended together, 2 D channels in one walk over the tiles.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+MOMENTUM = 0.9  # of the moving average (section 4, implementation details)
+
+
+class InstanceField(nn.Module):
+    """Fast and slow embeddings of N Gaussians, [N, D] each."""
+
+    dim: int
+
+    @abstractmethod
+    def fast(self) -> Tensor:
+        """[N, D], through which gradients reach the parameters."""
+
+    @abstractmethod
+    def slow(self) -> Tensor:
+        """[N, D], without gradients."""
+
+    @abstractmethod
+    def follow(self, momentum: float = MOMENTUM) -> None:
+        """slow <- momentum · slow + (1 - momentum) · fast; to be called before each loss, as the released code does."""
+
+    def both(self) -> Tensor:
+        """[N, 2 D]: fast and slow, to be blended together."""
+        return torch.cat((self.fast(), self.slow()), dim=1)
+
+
+class FreeField(InstanceField):
+    """An embedding of its own for each Gaussian."""
+
+    def __init__(self, start: Tensor) -> None:
+        """start: [N, D], where both copies begin."""
+        super().__init__()
+        _check_rows("start", start)
+        self.dim = start.shape[1]
+        self.theta = nn.Parameter(start.detach().clone())
+        self.register_buffer("theta_slow", start.detach().clone())
+
+    def fast(self) -> Tensor:
+        return self.theta
+
+    def slow(self) -> Tensor:
+        return self.theta_slow
+
+    @torch.no_grad()
+    def follow(self, momentum: float = MOMENTUM) -> None:
+        self.theta_slow.lerp_(self.theta, 1 - momentum)
+
+    theta_slow: Tensor
+
+
+class PositionField(InstanceField):
+    """A small network of the position, as the paper has it: raw coordinates, four hidden layers of 256, no bound at the
+    end. Nearby Gaussians share what they learn; two networks are evaluated for all Gaussians in each step.
+    """
+
+    def __init__(self, means: Tensor, dim: int, *, layers: int = 5, width: int = 256) -> None:
+        """means: [N, 3] centres, scaled so that their spread is one; slow starts from weights of its own, as released.
+
+        layers: linear ones, 5 in the paper, 4 in the released code.
+        """
+        super().__init__()
+        _check_rows("means", means)
+        self.dim = dim
+        centred = means.detach() - means.detach().mean(dim=0)
+        self.register_buffer("points", centred / centred.norm(dim=1).quantile(0.9).clamp_min(1e-12))
+        self.network = _network(3, width, dim, layers)
+        self.average = _network(3, width, dim, layers).requires_grad_(False)
+
+    points: Tensor
+
+    def fast(self) -> Tensor:
+        return torch.as_tensor(self.network(self.points))
+
+    @torch.no_grad()
+    def slow(self) -> Tensor:
+        return torch.as_tensor(self.average(self.points))
+
+    @torch.no_grad()
+    def follow(self, momentum: float = MOMENTUM) -> None:
+        for slow, fast in zip(self.average.parameters(), self.network.parameters(), strict=True):
+            slow.lerp_(fast, 1 - momentum)
+
+
+def start_at_positions(means: Tensor, dim: int, generator: torch.Generator, noise: float = 0.05) -> Tensor:
+    """[N, D]: half the centres, scaled to a spread of one, in the first three dimensions, and noise in all.
+
+    Neighbours begin as neighbours: what belongs together is near before anything is learnt.
+    """
+    _check_rows("means", means)
+    centred = means.detach() - means.detach().mean(dim=0)
+    scaled = 0.5 * centred / centred.norm(dim=1).quantile(0.9).clamp_min(1e-12)
+    start = noise * torch.randn(len(means), dim, generator=generator).to(means)
+    shared = min(3, dim)
+    start[:, :shared] += scaled[:, :shared]
+    return start
+
+
+def _network(inputs: int, width: int, outputs: int, layers: int) -> nn.Sequential:
+    sizes = [inputs, *[width] * (layers - 1), outputs]
+    steps: list[nn.Module] = []
+    for a, b in pairwise(sizes):
+        steps += [nn.Linear(a, b), nn.ReLU()]
+    return nn.Sequential(*steps[:-1])
+
+
+def _check_rows(name: str, rows: Tensor) -> None:
+    if rows.ndim != 2 or len(rows) == 0 or not rows.is_floating_point():
+        raise ValueError(
+            f"{name} must be floating point [N, D] with N >= 1, but is {rows.dtype} {list(rows.shape)}"
+        )

@@ -1,0 +1,229 @@
+"""Fitting an instance field to the 2D segments of a run whose geometry is frozen (Contrastive Lift, section 3)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from gsfields.fields.instances import FreeField, InstanceField, PositionField, start_at_positions
+from gsfields.fit.frozen import FrozenViews
+from gsfields.fit.labels import Labels, ViewLabels
+from gsfields.fit.schedule import ViewOrder
+from gsfields.instances_config import FieldConfig
+from gsfields.losses import contrastive
+
+_TINY = 1e-6
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pixels of one view."""
+
+    view: int
+    pixels: Tensor  # [P, 2] int64 (x, y)
+    alpha: Tensor  # [P]
+    labels: Tensor  # [P] int64, from 1
+    confidence: Tensor | None  # [P]
+
+
+class InstanceTrainer:
+    """Learns the embeddings of a scene's Gaussians, one image per step."""
+
+    def __init__(self, views: FrozenViews, labels: Labels, config: FieldConfig) -> None:
+        self.views, self.labels, self.config = views, labels, config
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.field = make_field(views.gaussians().means, config, self.generator)
+        self.order = ViewOrder(len(labels.indices), self.generator)
+        learnt = [p for p in self.field.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(learnt, lr=config.rate, eps=1e-15, fused=True)
+        self.step = 0
+
+    def run(self, *, progress: bool = True) -> float:
+        """All steps; returns the seconds they took."""
+        started = time.monotonic()
+        for _ in tqdm(range(self.config.steps), disable=not progress, mininterval=1, desc="embeddings"):
+            self.train_step()
+        return time.monotonic() - started
+
+    def train_step(self) -> float | None:
+        """One step on pixels of one image; returns its loss, or None where the image has no usable segment."""
+        config = self.config
+        index = self.labels.indices[self.order.next()]
+        self.step += 1
+        batch = self.batch(index)
+        if batch is None:
+            return None
+        progress = self.step / config.steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.rate * config.rate_end**progress
+        self.field.follow(config.momentum)
+        loss = self._loss(batch)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    @torch.no_grad()
+    def batch(self, index: int) -> Batch | None:
+        """Pixels of a view, in random order, drawn so that small segments count; None where none is usable."""
+        config = self.config
+        labels = self.labels.of(index)
+        alpha = self.views.alpha(index).flatten()
+        weights = sampling_weights(labels, alpha > config.min_alpha, config.balance, config.min_segment)
+        moving = self.views.moving(index)
+        if moving is not None:
+            weights = weights * (moving.flatten() <= 0.5)
+        usable = int((weights > 0).sum())
+        if usable == 0:
+            return None
+        chosen = torch.multinomial(weights, min(config.pixels, usable), generator=self.generator)
+        width = self.views.view(index).camera.width
+        pixels = torch.stack((chosen % width, chosen // width), dim=1)
+        confidence = None if labels.confidence is None else labels.confidence[chosen]
+        return Batch(index, pixels, alpha[chosen], labels.ids[chosen], confidence)
+
+    def _loss(self, batch: Batch) -> Tensor:
+        config, dim = self.config, self.field.dim
+        values = self.field.both() if config.loss == "slow-fast" else self.field.fast()
+        blended = self.views.blend(batch.view, values, batch.pixels)
+        if config.normalise:
+            blended = blended / batch.alpha[:, None]
+        if config.loss != "slow-fast":
+            return single_loss(blended, batch, config)
+        half = (len(blended) + 1) // 2
+        fast, slow = blended[:half, :dim], blended[half:, dim:]
+        labels_fast, labels_slow = batch.labels[:half], batch.labels[half:]
+        loss = contrastive.slow_fast(
+            fast, slow, labels_fast, labels_slow,
+            form=config.form, kernel=config.kernel, temperature=config.temperature,
+        )  # fmt: skip
+        if config.concentration > 0:
+            confidence = None if batch.confidence is None else batch.confidence[:half]
+            pull = contrastive.concentration(
+                fast, slow, labels_fast, labels_slow, confidence, form=config.form
+            )
+            loss = loss + config.concentration * pull
+        return loss
+
+
+def single_loss(features: Tensor, batch: Batch, config: FieldConfig) -> Tensor:
+    """The losses that compare fast embeddings among themselves."""
+    if config.loss == "vanilla":
+        return contrastive.vanilla(features, batch.labels, form=config.form, kernel=config.kernel)
+    if config.loss == "associative":
+        return contrastive.associative_embedding(features, batch.labels, form=config.form)
+    if config.loss == "margin":
+        return contrastive.margin(features, batch.labels)
+    return contrastive.linear_assignment(features, batch.labels, batch.confidence, form=config.form)
+
+
+def make_field(means: Tensor, config: FieldConfig, generator: torch.Generator) -> InstanceField:
+    dim = config.identifiers if config.loss == "linear-assignment" else config.dim
+    if config.model == "position":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(1 << 62, (1,), generator=generator)))
+            return PositionField(means, dim)
+    if config.start == "positions" and config.loss != "linear-assignment":
+        return FreeField(start_at_positions(means, dim, generator))
+    return FreeField(0.1 * torch.randn(len(means), dim, generator=generator))
+
+
+def sampling_weights(labels: ViewLabels, usable: Tensor, balance: float, min_segment: int) -> Tensor:
+    """[H W]: area^-balance of each pixel's segment; 0 without one, where not `usable`, or where it is too small."""
+    areas = torch.bincount(labels.ids, minlength=labels.count + 1).float()
+    per_segment = torch.where(areas >= max(min_segment, 1), areas.clamp_min(1) ** -balance, 0.0)
+    per_segment[0] = 0
+    return per_segment[labels.ids] * usable
+
+
+# ----------------------------------------------------------------------------------------------------- classes
+
+
+def lifted_votes(views: FrozenViews, labels: Labels) -> Tensor:
+    """[N, K] shares of the classes in what each Gaussian shows over all views, weighed by confidence; even where no
+    view shows it.
+    """
+    count = len(labels.classes)
+    sums = torch.zeros(len(views), count)
+    for index in labels.indices:
+        found = labels.of(index)
+        camera = views.view(index).camera
+        known = (found.columns >= 0).float()
+        weights = known if found.confidence is None else known * found.confidence
+        image = nn.functional.one_hot(found.columns.clamp_min(0), count).float()
+        shape = (camera.height, camera.width)
+        sums += views.lift(index, image.view(*shape, count), weights.view(shape)).sums
+    return (sums + _TINY) / (sums + _TINY).sum(dim=1, keepdim=True)
+
+
+class ClassTrainer:
+    """Class probabilities of Gaussians, blended as probabilities: softmax first, then the blend, then divided by its
+    sum (as the released code does along a ray). They start from lifted votes.
+    """
+
+    def __init__(self, views: FrozenViews, labels: Labels, config: FieldConfig) -> None:
+        self.views, self.labels, self.config = views, labels, config
+        self.generator = torch.Generator().manual_seed(config.seed + 1)
+        self.logits = nn.Parameter(lifted_votes(views, labels).log())
+        self.order = ViewOrder(len(labels.indices), self.generator)
+        self.optimizer = torch.optim.Adam([self.logits], lr=config.class_rate, eps=1e-15, fused=True)
+
+    def run(self, *, progress: bool = True) -> None:
+        for step in tqdm(range(self.config.class_steps), disable=not progress, desc="classes"):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.config.class_rate * self.config.rate_end ** (
+                    step / self.config.class_steps
+                )
+            self.train_step()
+
+    def probabilities(self) -> Tensor:
+        """[N, K]."""
+        return self.logits.detach().softmax(dim=1)
+
+    def train_step(self) -> float:
+        index = self.labels.indices[self.order.next()]
+        found = self.labels.of(index)
+        known = (found.columns >= 0).nonzero()[:, 0]
+        if len(known) == 0:
+            return 0.0
+        drawn = torch.randint(len(known), (self.config.pixels,), generator=self.generator)
+        chosen = known[drawn]
+        width = self.views.view(index).camera.width
+        pixels = torch.stack((chosen % width, chosen // width), dim=1)
+        blended = self.views.blend(index, self.logits.softmax(dim=1), pixels)
+        confidence = None if found.confidence is None else found.confidence[chosen]
+        loss = contrastive.semantic_cross_entropy(blended, found.columns[chosen], confidence)
+        if self.config.consistency > 0:
+            consistent = contrastive.segment_consistency(blended, found.ids[chosen])
+            loss = loss + self.config.consistency * consistent
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+
+# ------------------------------------------------------------------------------------------------ what they show
+
+
+@torch.no_grad()
+def embeddings_in(views: FrozenViews, index: int, theta: Tensor, *, normalise: bool = True) -> Tensor:
+    """θ [N, D] as an image [H, W, D], over alpha unless told otherwise."""
+    image = views.blend(index, theta)
+    return image / views.alpha(index).clamp_min(_TINY)[..., None] if normalise else image
+
+
+@torch.no_grad()
+def classes_in(views: FrozenViews, index: int, probabilities: Tensor) -> Tensor:
+    """[H, W] int64: the column of the most probable class."""
+    return views.blend(index, probabilities).argmax(dim=-1)
+
+
+def spread_views(indices: list[int], count: int) -> Iterator[int]:
+    """`count` of them, evenly spaced; all where there are fewer."""
+    count = min(count, len(indices))
+    return (indices[k * len(indices) // count] for k in range(count))
