@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +41,8 @@ from benchmarks.fusion_tables import DRAWINGS, TABLES
 from benchmarks.fusion_trial import flat_scores
 from benchmarks.results import write_whole
 from benchmarks.scenes import SceneMissing
+from benchmarks.trials import Store, parse_fields, parse_seeds, run_stage
 from gsfields import config as configuration
-from gsfields.files import to_json
 from gsfields.fit.runs import LEAST_STEPS
 
 RESULTS = Path(__file__).parent / "results" / "fusion"
@@ -52,29 +50,6 @@ QUICK = {"frames": 12, "width": 64, "height": 36, "visits": 3, "minutes": 0.2}
 FEWER_SEEDS = {"doubts": "0-1", "real": "0-1", "converge": "0"}
 SMALL = {"frames": 30, "width": 114, "height": 64}  # for the study converge
 QUICK_STEPS = ("steps", "60")
-
-
-class Store:
-    """The rows of a study in a JSON file, written after each trial, with the settings that they hold for.
-
-    Raises ValueError where the file holds rows of other settings.
-    """
-
-    def __init__(self, path: Path, study: str, settings: dict[str, Any], *, fresh: bool = False) -> None:
-        self.path, self.study, self.settings = path, study, json.loads(to_json(settings))
-        self.rows: dict[str, dict[str, Any]] = {}
-        if path.is_file() and not fresh:
-            found = json.loads(path.read_text())
-            if found["settings"] != self.settings:
-                raise ValueError(
-                    f"{path} holds rows of other settings: give --fresh to replace them, or --out"
-                )
-            self.rows = found["rows"]
-
-    def add(self, rows: dict[str, dict[str, Any]]) -> None:
-        self.rows |= json.loads(to_json(rows))
-        content = {"machine": machine.describe(), "study": self.study, "settings": self.settings}
-        write_whole(self.path, to_json(content | {"rows": dict(sorted(self.rows.items()))}, indent=1) + "\n")
 
 
 def run_study(name: str, s: Settings, store: Store, *, fresh: bool = False) -> list[str]:
@@ -91,34 +66,16 @@ def run_study(name: str, s: Settings, store: Store, *, fresh: bool = False) -> l
     if fresh:
         _forget_fits(stages)
     for stage in stages:
-        failures += _run_stage(stage, s, store)
+        failures += run_stage(stage, _answer, store, s.jobs, _reached)
     return failures
 
 
-def _run_stage(stage: Sequence[Job], s: Settings, store: Store) -> list[str]:
-    pending = [job for job in stage if not store.rows.keys() >= set(job.names.values())]
-    failures = []
-    with ThreadPoolExecutor(s.jobs) as pool:
-        begun = {pool.submit(_timed, job): job for job in pending}
-        for done in as_completed(begun):
-            job = begun[done]
-            names = ", ".join(job.names.values())
-            try:
-                answer, seconds = done.result()
-            except RuntimeError as error:
-                failures.append(f"{names}: {error}")
-                print(failures[-1], file=sys.stderr, flush=True)
-                continue
-            rows = {name: answer[part] for part, name in job.names.items()}
-            store.add(rows)
-            reached = ", ".join(f"{n} Dyn {row['ap']['dynamic'] or 0:.1f}" for n, row in rows.items())
-            print(f"{reached} ({seconds:.0f} s)", flush=True)
-    return failures
+def _answer(job: Job) -> dict[str, Any]:
+    return fusion_trial.in_own_process(job.trial)
 
 
-def _timed(job: Job) -> tuple[dict[str, Any], float]:
-    start = time.monotonic()
-    return fusion_trial.in_own_process(job.trial), time.monotonic() - start
+def _reached(rows: dict[str, Any]) -> str:
+    return ", ".join(f"{n} Dyn {row['ap']['dynamic'] or 0:.1f}" for n, row in rows.items())
 
 
 def _layers_cost(s: Settings, store: Store) -> list[str]:
@@ -202,7 +159,7 @@ def settings_of(asked: argparse.Namespace) -> Settings:
     usual = {"frames": LONG_FRAMES if long else 60, "width": 228, "height": 128, "visits": 40, "minutes": 8.0}
     usual |= SMALL if asked.study == "converge" else {}
     values |= {name: value for name, value in usual.items() if values[name] is None}
-    overrides = [_pair(text) for text in asked.set]
+    overrides = list(parse_fields(asked.set))
     if asked.quick and not long and not any(name.split(".")[-1] == "steps" for name, _ in overrides):
         overrides.append(QUICK_STEPS)
     configuration.apply(configuration.load("lmf"), overrides)  # refuses what is no field
@@ -216,24 +173,6 @@ def settings_of(asked: argparse.Namespace) -> Settings:
     ):
         raise ValueError("jobs, every, visits and minutes must be positive, and window not negative")
     return settings
-
-
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """Seeds such as 0-4 or 0,3,7-9. Raises ValueError for other texts."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not (last.isdecimal() and int(last) >= int(first))):
-            raise ValueError(f"seeds must look like 0-4 or 0,3,7, but are {text!r}")
-        seeds += range(int(first), int(last or first) + 1)
-    return tuple(dict.fromkeys(seeds))
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"--set takes field=value, but got {text!r}")
-    return name, value
 
 
 def _identity(study: str, s: Settings) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from benchmarks.fusion_studies import (
     row_name,
     stop,
 )
-from benchmarks.tables import table
+from benchmarks.tables import number, spread, table, verdict
 
 Rows = Mapping[str, Mapping[str, Any]]
 Row = Mapping[str, Any]
@@ -34,15 +34,15 @@ FOUND_AP = 15.0  # frames where the 2D masks' AP is lower are those that the 2D 
 
 
 def ap(column: str) -> Figure:
-    return lambda row, flat: _number(row["ap"].get(column))
+    return lambda row, flat: number(row["ap"].get(column))
 
 
 def psnr(part: str) -> Figure:
-    return lambda row, flat: _number(row.get("psnr", {}).get(part))
+    return lambda row, flat: number(row.get("psnr", {}).get(part))
 
 
 def entry(name: str) -> Figure:
-    return lambda row, flat: _number(row.get(name))
+    return lambda row, flat: number(row.get(name))
 
 
 def on_frames(found: bool) -> Figure:
@@ -76,14 +76,6 @@ def over_seeds(rows: Rows, prefixes: Iterable[object], name: str, figure: Figure
         (rows[row_name(p, name)], rows[row_name(p, FLAT)]) for p in prefixes if row_name(p, name) in rows
     ]
     return [value for row, flat in found if not math.isnan(value := figure(row, flat))]
-
-
-def spread(values: Sequence[float], digits: int = 1) -> str:
-    """Mean ± standard deviation."""
-    if not values:
-        return "-"
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def figures_table(rows: Rows, prefixes: Sequence[object], names: Mapping[str, str], first: str) -> str:
@@ -160,13 +152,6 @@ def targets(rows: Rows, seeds: Sequence[int]) -> str:
         reached = [measured(row_name(FULL, refined)) for refined in (FIT, REFINED)]
         lines.append([title, f"{goal:g}", *(verdict(value, goal) for value in reached)])
     return table(["target", "goal", f"{FIT} {FULL}", f"{REFINED} {FULL}"], lines)
-
-
-def verdict(value: float, goal: float, *, at_most: bool = False) -> str:
-    if math.isnan(value):
-        return "not measured"
-    margin = goal - value if at_most else value - goal
-    return f"{value:.2f}: {'met' if margin >= 0 else 'missed'} by {abs(margin):.2f}"
 
 
 def table3(rows: Rows, seeds: Sequence[int]) -> str:
@@ -350,8 +335,3 @@ DRAWINGS: dict[str, Callable[[Rows, Sequence[int]], str | None]] = {"race": race
 def _gains(rows: Rows, prefixes: Iterable[object], name: str, figure: Figure) -> list[float]:
     """By how much a row's figure lies above its video's 2D masks'."""
     return over_seeds(rows, prefixes, name, lambda row, flat: figure(row, flat) - figure(flat, flat))
-
-
-def _number(value: float | None) -> float:
-    """JSON has no nan."""
-    return math.nan if value is None else float(value)

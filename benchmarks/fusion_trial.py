@@ -20,11 +20,12 @@ import numpy as np
 import torch
 
 from benchmarks.measure import in_subprocess
+from benchmarks.trials import kept
 from gsfields import config as configuration
 from gsfields.data.motion_masks import MaskFolder, read_mask
 from gsfields.evaluate import udos
 from gsfields.evaluate.udos_annotations import Annotations
-from gsfields.files import to_json, written_whole
+from gsfields.files import to_json
 from gsfields.fit import runs
 from gsfields.fit.checkpoint import Checkpoint, read_metrics
 from gsfields.fit.refine import RefineOptions, refine_run
@@ -75,29 +76,26 @@ def fit(trial: Trial) -> dict[str, Any]:
     configuration.apply(config, trial.overrides)
     config.data.path = str(Path(trial.scene).resolve())
     config.output.checkpoint_every = 0
-    marker = Path(trial.run) / FITTED
     identity = {"config": configuration.to_dict(config), "minutes": trial.minutes}
-    if marker.is_file() and (found := json.loads(marker.read_text()))["identity"] == identity:
-        return dict(found["fit"])
-    marker.unlink(missing_ok=True)
-    if trial.minutes is not None:
-        config.fit.steps = affordable_steps(config, Path(trial.run), trial.minutes)
-        config.fit.max_minutes = trial.minutes
-    before = time.process_time()
-    outcome = runs.start(config, trial.run, overwrite=True, progress=False)
-    cpu_seconds = time.process_time() - before
-    checkpoint = Checkpoint.load(trial.run)
-    fitted = {
-        "steps": outcome.step,
-        "of_steps": checkpoint.config.fit.steps,
-        "seconds": outcome.seconds,
-        "cpu_seconds": cpu_seconds,
-        "counts": getattr(checkpoint.scene, "counts", {}),
-        "report": outcome.report,
-    }
-    with written_whole(marker) as temporary:
-        temporary.write_text(to_json({"identity": identity, "fit": fitted}))
-    return fitted
+
+    def fitted() -> dict[str, Any]:
+        if trial.minutes is not None:
+            config.fit.steps = affordable_steps(config, Path(trial.run), trial.minutes)
+            config.fit.max_minutes = trial.minutes
+        before = time.process_time()
+        outcome = runs.start(config, trial.run, overwrite=True, progress=False)
+        cpu_seconds = time.process_time() - before
+        checkpoint = Checkpoint.load(trial.run)
+        return {
+            "steps": outcome.step,
+            "of_steps": checkpoint.config.fit.steps,
+            "seconds": outcome.seconds,
+            "cpu_seconds": cpu_seconds,
+            "counts": getattr(checkpoint.scene, "counts", {}),
+            "report": outcome.report,
+        }
+
+    return kept(Path(trial.run) / FITTED, identity, fitted)
 
 
 def affordable_steps(config: configuration.Config, folder: Path, minutes: float, pilot: int = 300) -> int:

@@ -334,6 +334,10 @@ def instances(args: argparse.Namespace, overrides: Overrides) -> int:
     from gsfields.fit import instance_runs
 
     if args.at is not None:
+        if overrides:
+            raise ValueError(
+                f"--at only looks at the objects that are there: it takes no --{overrides[0][0]}"
+            )
         instance_runs.select(args.run, args.at)
         return 0
     table = instance_runs.make_objects(args.run, overrides, data=args.data)

@@ -36,11 +36,11 @@ class FieldConfig:
     model: Literal["gaussians", "position"] = described(
         "gaussians", "an embedding for each Gaussian, or a network of its position (as the paper)"
     )
-    dim: int = described(3, "D, numbers of an embedding: 3 for many objects, 24 else", low=1)
+    dim: int = described(8, "D, numbers of an embedding (paper: 3 for many objects, 24 else)", low=1)
     start: Literal["positions", "random"] = described(
         "positions", "where embeddings of Gaussians begin: at their places, or anywhere"
     )
-    steps: int = described(2000, "optimisation steps, each on pixels of one image", low=1)
+    steps: int = described(1000, "optimisation steps, each on pixels of one image", low=1)
     pixels: int = described(2048, "pixels of a step, half of them fast and half slow", low=2)
     rate: float = described(2e-2, "learning rate at the start", low=0)
     rate_end: float = described(0.1, "and at the end, times that at the start", low=0, high=1)
@@ -50,9 +50,9 @@ class FieldConfig:
     )
     form: Literal["paper", "released"] = described("released", "of the loss, where paper and code differ")
     kernel: Literal["double", "plain"] = described(
-        "double", "exponentials of the contrastive losses: two, as the paper, or one"
+        "plain", "exponentials of the contrastive losses: double, as in paper and code, or one"
     )
-    temperature: float = described(1.0, "of the slow-fast loss", low=1e-6)
+    temperature: float = described(0.1, "of slow-fast and of vanilla in the paper's form (there 1)", low=1e-6)
     concentration: float = described(1.0, "weight of the concentration loss, slow-fast only", low=0)
     identifiers: int = described(64, "linear-assignment: how many objects there can be", low=2)
     balance: float = described(

@@ -1,5 +1,7 @@
 """The command line from end to end on a tiny scene, and its refusals."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from PIL import Image
 
 from gsfields.cli import main, split_overrides
 from tests.fit.tiny import write_scene
+from tests.fit.tiny_room import TinyRoom
 
 FAST = ["--steps", "12", "--random-count", "200", "--sh-degree=1", "--refine-every", "5"]
 
@@ -163,3 +166,149 @@ def test_bench_times_this_machine(tmp_path, capsys):
 )
 def test_bench_refusals_are_one_sentence(capsys, words, sentence):
     assert sentence in refused(capsys, *words)
+
+
+# ------------------------------------------------------------------------------------------------------------- objects
+
+FEW = ["--steps", "120", "--pixels=256", "--min-segment", "5", "--class-steps", "10", "--split-rounds=0"]
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory):
+    """(folder of the data, folder of a run with objects, what fitting them printed)."""
+    pytest.importorskip("sklearn", reason="clustering needs scikit-learn")
+    folder, made = tmp_path_factory.mktemp("room"), TinyRoom()
+    data = made.write(folder / "data", segments="elsewhere/segments")
+    run = made.run(folder / "run", data)
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        words = ["fit-instances", run, "--segments", data / "elsewhere", *FEW, "--samples", "1500"]
+        assert main([str(word) for word in words]) == 0
+    return data, run, text.getvalue()
+
+
+def test_fit_instances_prints_a_table(room):
+    _, run, text = room
+    lines = text.strip().splitlines()
+    assert lines[-1] == f"3 objects; files: {run / 'instances'}"
+    assert lines[-5].split() == ["id", "class", "pixels", "views", "Gaussians", "bounding", "box"]
+    assert "steps: 120" in (run / "instances" / "config.yaml").read_text()
+
+
+def test_instances_at_a_pixel(room, capsys):
+    _, run, _ = room
+    with Image.open(run / "instances" / "ids" / "photo_03.png") as image:
+        y, x = next((y, x) for y in range(24) for x in range(32) if image.getpixel((x, y)))
+    assert main(["instances", str(run), "--at", f"photo_03,{x},{y}"]) == 0
+    assert capsys.readouterr().out.startswith("object ")
+    assert main(["instances", str(run), "--at=photo_03,0,0"]) == 0
+    assert capsys.readouterr().out == "no object at pixel (0, 0) of photo_03\n"
+
+
+def test_eval_panoptic_and_instances_once_more(room, capsys):
+    data, run, _ = room
+    assert main(["eval", "panoptic", str(run)]) == 0
+    rows = capsys.readouterr().out.strip().splitlines()
+    assert rows[-1] == str(run / "panoptic.json") and [r.split()[0] for r in rows[:-1]] == [
+        "PQ",
+        "objects",
+        "2D",
+    ]
+    found = json.loads((run / "panoptic.json").read_text())
+    assert found["objects"]["rq"] == 1 and found["objects"]["frames"] == found["views"] == 2
+    words = ["--truth", str(data / "annotations" / "instances"), "--data", str(data)]
+    assert main(["eval", "panoptic", str(run), *words]) == 0
+    assert json.loads((run / "panoptic.json").read_text()) == found
+    capsys.readouterr()
+    assert main(["instances", str(run), "--method", "dbscan", "--min-size=40"]) == 0
+    assert capsys.readouterr().out.strip().splitlines()[-1].startswith("3 objects; files: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["fit-instances", "NOWHERE"], "holds no checkpoint"),
+        (["fit-instances", "RUN", "--segments", "NOWHERE"], "no segments at"),
+        (["fit-instances", "RUN", "--segments", "SEGMENTS"], "already holds instances: give --overwrite"),
+        (["fit-instances", "RUN", "--dims", "3"], "there is no field 'dims'; did you mean 'dim'?"),
+        (["fit-instances", "RUN", "--dim"], "--dim needs a value"),
+        (["fit-instances", "RUN", "--dim", "0"], "dim must be at least 1, but is 0"),
+        (
+            ["fit-instances", "RUN", "--loss", "magic"],
+            "loss must be one of slow-fast, vanilla, associative, margin",
+        ),
+        (["instances", "NOWHERE"], "no instance field at"),
+        (["instances", "NOWHERE", "--at", "a,1,2"], "has no objects for a view a"),
+        (["instances", "RUN", "--at", "photo_03,1"], "must be STEM,X,Y with X and Y in whole pixels"),
+        (
+            ["instances", "RUN", "--at", "photo_03,99,1"],
+            "pixel (99, 1) lies outside the image, which is 32x24",
+        ),
+        (["instances", "RUN", "--at", "photo_03,1,1", "--min-size", "5"], "it takes no --min-size"),
+        (["instances", "RUN", "--rate", "1"], "rate is no field of section objects"),
+        (["eval", "panoptic", "NOWHERE"], "no instance field at"),
+        (["eval", "panoptic", "RUN", "--truth", "NOWHERE"], "no true labels at"),
+        (["prep", "messy-rooms", "SEGMENTS"], "exists: give --overwrite to replace a generated messy room"),
+        (
+            ["prep", "messy-rooms", "OUT", "--object", "5"],
+            "there is no option 'object' of a generated messy room",
+        ),
+        (["prep", "segments", "NOWHERE"], "no dataset at"),
+        (["prep", "segments", "DATA"], "checkpoint"),
+    ],
+)
+def test_refusals_about_objects_are_one_sentence(room, tmp_path, capsys, words, sentence):
+    data, run, _ = room
+    places = {"RUN": run, "DATA": data, "SEGMENTS": data / "elsewhere"}
+    places |= {"NOWHERE": tmp_path / "nowhere", "OUT": tmp_path / "out"}
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert sentence in refused(capsys, *(places.get(word, word) for word in words))
+    assert not (tmp_path / "out").exists()
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_prep_makes_a_messy_room_that_can_be_fitted(tmp_path, capsys):
+    data = tmp_path / "room"
+    words = [
+        "prep",
+        "messy-rooms",
+        str(data),
+        "--objects",
+        "4",
+        "--views=3",
+        "--width",
+        "24",
+        "--height",
+        "24",
+    ]
+    assert main(words) == 0
+    assert "3 views of 24x24, 4 objects" in capsys.readouterr().out
+    assert (data / "metadata.json").is_file() and len(list((data / "color").iterdir())) == 3
+    assert main([*words, "--overwrite"]) == 0
+    assert main(["fit", str(data), "--out", str(tmp_path / "run"), *FAST]) == 0
+
+
+def test_fields_of_instances(capsys):
+    assert main(["fields", "instances"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n{section}: " in "\n" + text for section in ("geometry", "field", "objects"))
+    assert "--split-rounds" in text and "--means-lr" not in text and "recipes" not in text
+
+
+def test_arguments_of_the_commands_with_fields():
+    from gsfields.cli import build_parser
+
+    for words, kept, overrides in [
+        (
+            ["fit-instances", "--dim", "8", "run", "--segments", "dir", "--normalise=false", "--overwrite"],
+            ["fit-instances", "run", "--segments", "dir", "--overwrite"],
+            [("dim", "8"), ("normalise", "false")],
+        ),
+        (
+            ["instances", "--min-size=5", "run", "--at", "a,1,2"],
+            ["instances", "run", "--at", "a,1,2"],
+            [("min-size", "5")],
+        ),
+        (["eval", "panoptic", "run", "--truth", "d"], ["eval", "panoptic", "run", "--truth", "d"], []),
+    ]:
+        assert split_overrides(words, build_parser()) == (kept, overrides)

@@ -7,6 +7,7 @@ import yaml
 
 from gsfields import config as configuration
 from gsfields.config import Config
+from gsfields.instances_config import InstancesConfig
 
 
 def test_dump_and_load_round_trip(tmp_path):
@@ -34,15 +35,14 @@ def test_every_recipe_loads(name):
     assert isinstance(configuration.load(name), Config)
 
 
-def test_field_names_are_unique_and_documented():
+@pytest.mark.parametrize("kind", [Config, InstancesConfig])
+def test_field_names_are_unique_and_documented(kind):
     names = [
-        f.name
-        for section in dataclasses.fields(Config())
-        for f in dataclasses.fields(section.default_factory)
+        f.name for section in dataclasses.fields(kind()) for f in dataclasses.fields(section.default_factory)
     ]
     assert len(names) == len(set(names))
-    text = configuration.describe()
-    for section in dataclasses.fields(Config()):
+    text = configuration.describe(kind)
+    for section in dataclasses.fields(kind()):
         for f in dataclasses.fields(section.default_factory):
             assert f.metadata["doc"] and f"--{f.name.replace('_', '-')}" in text
 
@@ -106,3 +106,56 @@ def test_unknown_recipe_lists_those_there_are():
         FileNotFoundError, match="no recipe or YAML file 'blendr'; the recipes are blender, colmap"
     ):
         configuration.load("blendr")
+
+
+def test_the_sections_of_instances_round_trip():
+    config = InstancesConfig()
+    overrides = [("dim", "24"), ("objects.method", "dbscan"), ("split-share", "0.5"), ("normalise", "false")]
+    configuration.apply(config, overrides)
+    assert (config.field.dim, config.objects.method, config.geometry.split_share) == (24, "dbscan", 0.5)
+    tree = yaml.safe_load(configuration.dump(config))
+    assert tree == configuration.to_dict(config) and list(tree) == ["geometry", "field", "objects"]
+    again = configuration.from_dict(tree, InstancesConfig)
+    assert again == config != InstancesConfig()
+
+
+def test_defaults_of_instances_are_in_their_own_range():
+    default = InstancesConfig()
+    assert configuration.from_dict(configuration.to_dict(default), InstancesConfig) == default
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("dims", "5", "there is no field 'dims'; did you mean 'dim'?"),
+        ("means-lr", "1", "there is no field 'means_lr'"),
+        ("dim", "0", "dim must be at least 1, but is 0"),
+        ("steps", "0", "steps must be at least 1, but is 0"),
+        ("pixels", "1", "pixels must be at least 2, but is 1"),
+        ("momentum", "1.5", "momentum must be 0 to 1, but is 1.5"),
+        ("temperature", "0", "temperature must be at least 1e-06, but is 0"),
+        (
+            "loss",
+            "triplet",
+            "loss must be one of slow-fast, vanilla, associative, margin, linear-assignment, but is",
+        ),
+        ("method", "kmeans", "method must be one of hdbscan, dbscan, meanshift, but is 'kmeans'"),
+        ("normalise", "3", "normalise must be true or false, but is 3"),
+        ("plan-mib", "-1", "plan_mib must be at least 0, but is -1"),
+        ("samples", None, "--samples needs a value"),
+    ],
+)
+def test_bad_overrides_of_instances(name, text, sentence):
+    with pytest.raises(ValueError, match="^" + sentence.replace("?", r"\?")) as caught:
+        configuration.apply(InstancesConfig(), [(name, text)])
+    assert "\n" not in str(caught.value)
+
+
+def test_sections_of_another_kind_are_refused():
+    for tree, sentence in [
+        ({"fields": {}}, "there is no section 'fields'; did you mean 'field'?"),
+        ({"field": {"size": 3}}, "there is no field of section field 'size'"),
+        ({"objects": [1]}, "section objects is a mapping of fields"),
+    ]:
+        with pytest.raises(ValueError, match=sentence.replace("?", r"\?")):
+            configuration.from_dict(tree, InstancesConfig)

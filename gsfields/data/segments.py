@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -93,8 +94,12 @@ class SegmentSource:
         self._semantics = _folder(root, layout.semantics)
         self._confidences = _folder(root, layout.confidences)
         self._given = classes
-        # views of photos in subfolders have stems such as train_r_8 for train/r_8
-        self._flat = {name.replace("/", "_"): name for name in self._ids.stems()}
+        # views of photos in subfolders have stems such as r_8 for train/r_8 or, if there are several r_8, train_r_8
+        names = self._ids.stems()
+        last = [PurePosixPath(name).name for name in names]
+        often = Counter(last)
+        self._flat = {stem: name for stem, name in zip(last, names) if often[stem] == 1}
+        self._flat |= {name.replace("/", "_"): name for name in names}
 
     @cached_property
     def classes(self) -> Classes:

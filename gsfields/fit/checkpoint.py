@@ -117,15 +117,16 @@ def list_checkpoints(run: str | Path) -> list[Path]:
 
 
 def remove_run(run: str | Path) -> None:
-    """Delete the checkpoints, masks, scores and metrics in `run`, and nothing else."""
+    """Delete the checkpoints, masks, instances, scores and metrics in `run`, and nothing else."""
     folders = [
         Path(run) / "refined",
         Path(run) / "consensus",
+        Path(run) / "instances",
         *(Path(run) / "masks" / layer for layer in ("dynamic", "semistatic")),
     ]
     for path in [*list_checkpoints(run), *(folder for folder in folders if folder.is_dir())]:
         shutil.rmtree(path)
-    for name in ("metrics.jsonl", "eval.json", "udos.json"):
+    for name in ("metrics.jsonl", "eval.json", "udos.json", "panoptic.json"):
         (Path(run) / name).unlink(missing_ok=True)
 
 

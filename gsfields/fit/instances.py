@@ -114,7 +114,10 @@ class InstanceTrainer:
 def single_loss(features: Tensor, batch: Batch, config: FieldConfig) -> Tensor:
     """The losses that compare fast embeddings among themselves."""
     if config.loss == "vanilla":
-        return contrastive.vanilla(features, batch.labels, form=config.form, kernel=config.kernel)
+        temperature = config.temperature if config.form == "paper" else None  # released: 100 and 1
+        return contrastive.vanilla(
+            features, batch.labels, form=config.form, kernel=config.kernel, temperature=temperature
+        )
     if config.loss == "associative":
         return contrastive.associative_embedding(features, batch.labels, form=config.form)
     if config.loss == "margin":

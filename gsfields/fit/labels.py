@@ -21,12 +21,13 @@ class ViewLabels:
     count: int
     columns: Tensor  # int64, the place of the pixel's class in `Labels.classes`; -1 for others
     confidence: Tensor | None  # float32
+    known: Tensor | None = None  # bool: what View.mask() keeps; other pixels have neither id nor class
 
 
 class Labels:
     """Labels of all views that have any, read when asked for and kept within `limit_bytes`.
 
-    Raises ValueError if none of `indices` has a label.
+    Raises ValueError if none of `indices` has a label, or if there is no class.
     """
 
     def __init__(
@@ -41,6 +42,10 @@ class Labels:
             )
         self._cache = ImageCache(limit_bytes)
         self.classes: tuple[int, ...] = (*source.classes.stuff, *source.classes.things)
+        if not self.classes:
+            raise ValueError(
+                f"the segments in {source.root} have neither things nor stuff: one class is needed"
+            )
         size = max(self.classes) + 1
         self._column = torch.full((size + 1,), -1)  # by class id; the last stands for all that are unknown
         self._column[list(self.classes)] = torch.arange(len(self.classes))
@@ -51,14 +56,20 @@ class Labels:
 
     def of(self, index: int) -> ViewLabels:
         """Of a view in `indices`. ids are numbered anew, from 1, without gaps."""
-        ids, columns, confidence = self._cache.get(index, lambda: self._read(index))
+        ids, columns, confidence, known = self._cache.get(index, lambda: self._read(index))
         ids = ids.long()
-        return ViewLabels(ids, int(ids.max()), columns.long(), confidence)
+        return ViewLabels(ids, int(ids.max()), columns.long(), confidence, known)
 
-    def _read(self, index: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        found = self.source.of(self.dataset.views[index])
+    def _read(self, index: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        view = self.dataset.views[index]
+        found = self.source.of(view)
         assert found is not None  # its stem is known
+        # beyond the photo of a distorting lens nothing is known, not even that it is stuff
+        mask = view.mask()
+        known = None if mask is None else mask.flatten() > 0
         ids = found.ids.flatten().clamp_min(0)
+        if known is not None:
+            ids = ids * known
         values, places = torch.unique(ids, return_inverse=True)
         if values[0] != 0:
             places = places + 1
@@ -66,5 +77,7 @@ class Labels:
         classes = classes.flatten().long()
         last = len(self._column) - 1
         columns = self._column[torch.where((classes >= 0) & (classes < last), classes, last)]
-        confidence = None if found.confidence is None else found.confidence.flatten().half().float()
-        return places.int(), columns.to(torch.int16), confidence
+        if known is not None:
+            columns = columns.where(known, -1)
+        confidence = None if found.confidence is None else found.confidence.flatten()
+        return places.int(), columns.to(torch.int16), confidence, known

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gsfields import config as configuration
 from gsfields.config import Config
@@ -24,6 +24,7 @@ from gsfields.fit.trainer import Trainer
 from gsfields.gaussians import Gaussians
 from gsfields.instances_config import GeometryConfig
 
+_SEGMENTS = 64  # lifted together: an image with a channel for each of hundreds would be large
 _LAST_PART = 0.7  # colours are mended as in a run that is that far: rates are low, but not yet at their end
 
 
@@ -84,10 +85,14 @@ def straddling(views: FrozenViews, labels: Labels, config: GeometryConfig) -> Te
     for index in labels.indices:
         found = labels.of(index)
         camera = views.view(index).camera
-        image = nn.functional.one_hot(found.ids, found.count + 1).float()
-        sums, total = views.lift(index, image.view(camera.height, camera.width, -1))
+        ids = found.ids.view(camera.height, camera.width, 1)
+        known = None if found.known is None else found.known.float().view(ids.shape[:2])
+        largest, total = torch.zeros(len(views)), torch.zeros(len(views))
+        for some in torch.arange(found.count + 1).split(_SEGMENTS):
+            sums, total = views.lift(index, (ids == some).float(), known)
+            largest = torch.maximum(largest, sums.amax(dim=1))
         counted = total > config.split_pixels
-        share = sums.amax(dim=1) / total.clamp_min(1e-12)
+        share = largest / total.clamp_min(1e-12)
         shown += counted
         across += counted & (share < config.split_share)
     return (shown > 0) & (across > config.split_views * shown)
@@ -99,6 +104,7 @@ def mending(gaussians: Gaussians, config: Config, dataset: Dataset, steps: int) 
     total = max(round(steps / (1 - _LAST_PART)), steps + 1)
     own.fit = replace(own.fit, steps=total, model="static")
     own.densify = replace(own.densify, strategy="none")
+    own.init = replace(own.init, source="random", random_count=1)  # what a fit starts from is not needed
     trainer = Trainer(own, dataset, Path())
     trainer.parameters = type(trainer.parameters)(gaussians)
     trainer.step = total - steps

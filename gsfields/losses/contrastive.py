@@ -18,6 +18,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
+from gsfields.losses.pairs import slow_fast_surprise
+
 Form = Literal["paper", "released"]
 Kernel = Literal["double", "plain"]
 
@@ -56,12 +58,10 @@ def slow_fast(
     _one_of("kernel", kernel, Kernel)
     _positive("temperature", temperature)
     halves = _halves(fast, slow, labels_fast, labels_slow)
-    if form == "paper":
-        x = _squared_distances(halves.fast, halves.slow) / temperature
-    else:
-        x = _distances(halves.fast, halves.slow) / temperature
-    same = halves.fast_segment[:, None] == halves.slow_segment
-    return _mean(_surprise(x, same, kernel))
+    surprise = slow_fast_surprise(
+        *halves[:4], power=2 if form == "paper" else 1, kernel=kernel, temperature=temperature
+    )
+    return _mean(surprise)
 
 
 def concentration(
