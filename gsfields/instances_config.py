@@ -40,12 +40,15 @@ class FieldConfig:
     start: Literal["positions", "random"] = described(
         "positions", "where embeddings of Gaussians begin: at their places, or anywhere"
     )
+    joint: bool = described(
+        False, "go on fitting the photos while embeddings are learnt, which do not move the geometry"
+    )
     steps: int = described(1000, "optimisation steps, each on pixels of one image", low=1)
     pixels: int = described(2048, "pixels of a step, half of them fast and half slow", low=2)
     rate: float = described(2e-2, "learning rate at the start", low=0)
     rate_end: float = described(0.1, "and at the end, times that at the start", low=0, high=1)
     momentum: float = described(0.9, "of the slow embeddings", low=0, high=1)
-    loss: Literal["slow-fast", "vanilla", "associative", "margin", "linear-assignment"] = described(
+    loss: Literal["slow-fast", "vanilla", "associative", "margin", "dino", "linear-assignment"] = described(
         "slow-fast", "what tells segments apart"
     )
     form: Literal["paper", "released"] = described("released", "of the loss, where paper and code differ")

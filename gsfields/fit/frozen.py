@@ -27,12 +27,16 @@ class FrozenViews:
     """
 
     def __init__(self, scene: Scene, dataset: Dataset, config: Config, *, limit_bytes: int) -> None:
-        self.scene, self.dataset, self.config = scene.detach(), dataset, config
+        self.scene, self.dataset, self.config, self.limit_bytes = scene.detach(), dataset, config, limit_bytes
         self._times = dataset.times().tolist()
         self._cache: PlanCache[int] = PlanCache(self._make, limit_bytes=limit_bytes)
         self._rows: dict[int, Tensor] = {}  # of a layered scene: which Gaussians a view shows, int32
         self._alphas: dict[int, Tensor] = {}  # [H, W] float16
         self._moving: dict[int, Tensor] = {}  # of a layered scene: M̂_dy [H, W] float16
+
+    def of(self, scene: Scene) -> FrozenViews:
+        """The same views of another scene; nothing is kept."""
+        return FrozenViews(scene, self.dataset, self.config, limit_bytes=self.limit_bytes)
 
     def __len__(self) -> int:
         """Gaussians."""

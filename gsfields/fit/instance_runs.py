@@ -39,7 +39,7 @@ from gsfields.fit.instances import (
 from gsfields.fit.labels import Labels
 from gsfields.fit.scene import open_dataset
 from gsfields.fit.showing import photo_camera
-from gsfields.fit.straddlers import prepare_geometry
+from gsfields.fit.straddlers import mending, prepare_geometry
 from gsfields.gaussians import Gaussians
 from gsfields.instances_config import InstancesConfig, ObjectsConfig
 
@@ -141,7 +141,14 @@ def fit_instances(
     views = FrozenViews(scene, dataset, checkpoint.config, limit_bytes=config.field.plan_mib << 20)
     say(f"geometry: {len(views)} Gaussians, {time.monotonic() - started:.1f} s")
     trainer = InstanceTrainer(views, labels, config.field)
-    seconds = trainer.run(progress=progress)
+    photos = None
+    if config.field.joint:
+        if not isinstance(scene, Gaussians):
+            raise ValueError("joint is for static runs only, but this one is layered")
+        photos = mending(scene, checkpoint.config, dataset, config.field.steps)
+    seconds = trainer.run(photos, progress=progress)
+    if photos is not None:
+        scene, views = photos.scene, trainer.views
     say(f"embeddings: {config.field.steps} steps in {seconds:.1f} s; plans: {views.report()}")
     classifier = ClassTrainer(views, labels, config.field)
     classifier.run(progress=progress)

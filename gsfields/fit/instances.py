@@ -14,6 +14,7 @@ from gsfields.fields.instances import FreeField, InstanceField, PositionField, s
 from gsfields.fit.frozen import FrozenViews
 from gsfields.fit.labels import Labels, ViewLabels
 from gsfields.fit.schedule import ViewOrder
+from gsfields.fit.trainer import Trainer
 from gsfields.instances_config import FieldConfig
 from gsfields.losses import contrastive
 
@@ -41,12 +42,20 @@ class InstanceTrainer:
         self.order = ViewOrder(len(labels.indices), self.generator)
         learnt = [p for p in self.field.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(learnt, lr=config.rate, eps=1e-15, fused=True)
+        self.center = torch.zeros(self.field.dim)  # of loss dino
         self.step = 0
 
-    def run(self, *, progress: bool = True) -> float:
-        """All steps; returns the seconds they took."""
+    def run(self, photos: Trainer | None = None, *, progress: bool = True) -> float:
+        """All steps; returns the seconds they took.
+
+        photos: a fit of the same Gaussians to their photos, which does a step of its own before each of ours. Its
+        geometry moves under the embeddings and is not moved by them; it must not add or drop Gaussians.
+        """
         started = time.monotonic()
         for _ in tqdm(range(self.config.steps), disable=not progress, mininterval=1, desc="embeddings"):
+            if photos is not None:
+                photos.train_step()
+                self.views = self.views.of(photos.scene)
             self.train_step()
         return time.monotonic() - started
 
@@ -89,15 +98,20 @@ class InstanceTrainer:
 
     def _loss(self, batch: Batch) -> Tensor:
         config, dim = self.config, self.field.dim
-        values = self.field.both() if config.loss == "slow-fast" else self.field.fast()
+        two = config.loss in ("slow-fast", "dino")
+        values = self.field.both() if two else self.field.fast()
         blended = self.views.blend(batch.view, values, batch.pixels)
         if config.normalise:
             blended = blended / batch.alpha[:, None]
-        if config.loss != "slow-fast":
+        if not two:
             return single_loss(blended, batch, config)
         half = (len(blended) + 1) // 2
         fast, slow = blended[:half, :dim], blended[half:, dim:]
         labels_fast, labels_slow = batch.labels[:half], batch.labels[half:]
+        if config.loss == "dino":
+            loss = contrastive.dino(fast, slow, labels_fast, labels_slow, self.center)
+            self.center = contrastive.dino_center(self.center, slow.detach(), labels_slow)
+            return loss
         loss = contrastive.slow_fast(
             fast, slow, labels_fast, labels_slow,
             form=config.form, kernel=config.kernel, temperature=config.temperature,

@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
-from gsfields.losses.pairs import slow_fast_surprise
+from gsfields.losses.pairs import Similarity, surprise
 
 Form = Literal["paper", "released"]
 Kernel = Literal["double", "plain"]
@@ -58,10 +58,8 @@ def slow_fast(
     _one_of("kernel", kernel, Kernel)
     _positive("temperature", temperature)
     halves = _halves(fast, slow, labels_fast, labels_slow)
-    surprise = slow_fast_surprise(
-        *halves[:4], power=2 if form == "paper" else 1, kernel=kernel, temperature=temperature
-    )
-    return _mean(surprise)
+    similarity = Similarity(2 if form == "paper" else 1, kernel, temperature)
+    return _mean(surprise(*halves[:4], similarity))
 
 
 def concentration(
@@ -147,7 +145,7 @@ def vanilla(
 
     "paper": x = ‖f_u - f_v‖² / T for all pairs, T = 1; the sums include v = u. "released": T = 100 for pairs of one
     segment and 1 for others, `temperature` being the former; u is not its own partner but counts in the denominator;
-    pixels without partner add nothing to a sum that is divided by P. Memory is a few [P, P] matrices.
+    pixels without partner add nothing to a sum that is divided by P. Memory is one [P, P] matrix.
     """
     _one_of("form", form, Form)
     _one_of("kernel", kernel, Kernel)
@@ -155,14 +153,10 @@ def vanilla(
         temperature = 1.0 if form == "paper" else 100.0
     _positive("temperature", temperature)
     features, labels, _ = _in_segments("features", features, labels)
-    same = labels[:, None] == labels
-    x = _squared_distances(features, features)
     if form == "paper":
-        return _mean(_surprise(x / temperature, same, kernel))
-    x = torch.where(same, x / temperature, x)
-    partners = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
-    paired = partners.any(1)
-    return _surprise(x[paired], partners[paired], kernel).sum() / max(len(labels), 1)
+        return _mean(surprise(features, features, labels, labels, Similarity(2, kernel, temperature)))
+    similarity = Similarity(2, kernel, 1.0, partner_temperature=temperature)
+    return _mean(surprise(features, features, labels, labels, similarity, own_partner=False))
 
 
 def associative_embedding(
@@ -375,14 +369,6 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
 def _distances(a: Tensor, b: Tensor) -> Tensor:
     """[P, Q] ‖a - b‖ from differences, not products: near 0 a root would magnify what those cancel. Slope 0 at 0."""
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def _surprise(x: Tensor, same: Tensor, kernel: Kernel) -> Tensor:
-    """[P] -log(Σ_same exp s / Σ_all exp s) over the columns of x [P, Q]; each row has a partner in `same`."""
-    if kernel == "double":
-        scores = (-x).exp().exp()  # between 1 and e: sums need no care
-        return scores.sum(1).log() - (scores * same).sum(1).log()
-    return (-x).logsumexp(1) - (-x).masked_fill(~same, -torch.inf).logsumexp(1)
 
 
 def _segment_means(values: Tensor, segment: Tensor) -> Tensor:

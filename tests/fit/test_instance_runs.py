@@ -17,6 +17,8 @@ from gsfields.fit import instance_runs, object_files, runs
 from gsfields.fit.checkpoint import Checkpoint
 from gsfields.fit.instance_runs import FittedField, evaluate_panoptic, fit_instances, make_objects, select
 from gsfields.fit.object_files import ObjectTable
+from gsfields.fit.scene import open_dataset
+from gsfields.fit.straddlers import mending
 from gsfields.gaussians import Gaussians
 from gsfields.instances_config import InstancesConfig
 from tests.fit.tiny_room import MEMBERS, PLACES, TEST, TinyRoom, layered_room
@@ -179,6 +181,27 @@ def test_linear_assignment(bare):
     assert len(table) == 3 and all(o.pixels > 50 for o in table.objects)  # of six identifiers
     found = scores(bare)["objects"]
     assert found["classes"]["1"]["tp"] == 3 and found["pq"] > 0.75
+
+
+def test_fitted_jointly_geometry_follows_the_photos_and_not_the_segments(bare):
+    """The same steps on the photos, with and without embeddings beside them, end in the same Gaussians to the bit."""
+    table = fit(bare, joint=True, steps=60, split_rounds=0, prune_weight=0)
+    assert sum(o.pixels > 50 for o in table.objects) == 3
+    after = Checkpoint.load(bare / "instances").gaussians
+    before = Checkpoint.load(bare)
+    assert not torch.equal(after.means, before.gaussians.means)
+    alone = mending(before.gaussians, before.config, open_dataset(before.config.data), 60)
+    for _ in range(60):
+        alone.train_step()
+    assert all(
+        torch.equal(a, b) for a, b in zip(alone.scene.parameters().values(), after.parameters().values())
+    )
+
+
+def test_joint_fits_are_of_static_runs(data, tmp_path):
+    run = ROOM.run(tmp_path / "run", data, layered_room(ROOM))
+    with pytest.raises(ValueError, match="joint is for static runs only"):
+        fit(run, joint=True)
 
 
 def test_a_layered_run(data, tmp_path):

@@ -173,6 +173,7 @@ def test_a_network_of_the_position_is_reproducible_too(parts):
         {"loss": "vanilla", "form": "paper"},
         {"loss": "associative"},
         {"loss": "margin"},
+        {"loss": "dino", "start": "random"},
     ],
     ids=str,
 )
