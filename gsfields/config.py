@@ -53,11 +53,12 @@ class DataConfig:
 class InitConfig:
     """The Gaussians that the fit starts from."""
 
-    source: Literal["auto", "points", "random"] = described(
+    source: Literal["auto", "points", "sweep", "random"] = described(
         "auto",
-        "points: those of the data; random: uniform in the scene's box; auto: points where there are some",
+        "points: those of the data; sweep: where photos look alike; random: uniform in the scene's box; auto: the "
+        "first of these that there is, no sweep of transparent photos",
     )
-    random_count: int = described(20_000, "how many Gaussians a random start has", low=1)
+    random_count: int = described(20_000, "how many Gaussians start without points of the data", low=1)
     sweep_points: int = described(
         8000, "model layered: fill up points to this many by a plane sweep over the images (0: never)", low=0
     )

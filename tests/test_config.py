@@ -137,7 +137,7 @@ def test_defaults_of_instances_are_in_their_own_range():
         (
             "loss",
             "triplet",
-            "loss must be one of slow-fast, vanilla, associative, margin, linear-assignment, but is",
+            "loss must be one of slow-fast, vanilla, associative, margin, dino, linear-assignment, but is",
         ),
         ("method", "kmeans", "method must be one of hdbscan, dbscan, meanshift, but is 'kmeans'"),
         ("normalise", "3", "normalise must be true or false, but is 3"),

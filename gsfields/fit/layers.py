@@ -15,6 +15,7 @@ from gsfields.data.dataset import Dataset
 from gsfields.fit import lifespans, seeding
 from gsfields.fit.evidence import Evidence
 from gsfields.fit.parameters import Parameters
+from gsfields.fit.scene import depth_range
 from gsfields.fit.seeding import Picture, Seeds, Unexplained
 from gsfields.gaussians import Gaussians
 from gsfields.layers import LayeredScene, MovingLayer, initial_basis, render_layers
@@ -166,10 +167,7 @@ def _depth_range(dataset: Dataset, points: Tensor, pictures: list[Picture]) -> t
     if len(points) >= 100:
         depths = scene_depths(points, [picture.camera for picture in pictures])
         return 0.7 * float(depths.quantile(0.01)), 1.3 * float(depths.quantile(0.99))
-    bounds = [view.bounds for view in dataset.train_views() if view.bounds is not None]
-    if bounds:
-        return min(b[0] for b in bounds), max(b[1] for b in bounds)
-    return 0.3 * dataset.scene_extent, 30 * dataset.scene_extent
+    return depth_range(dataset)
 
 
 def seed_layers(

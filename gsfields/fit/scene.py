@@ -13,8 +13,10 @@ from gsfields.camera import Camera
 from gsfields.config import Config, DataConfig
 from gsfields.data import load_dataset
 from gsfields.data.dataset import Dataset, View
+from gsfields.fit.seeding import Picture, photo_consistent_points
 from gsfields.gaussians import Gaussians
 
+_SWEPT, _SWEPT_WIDTH = 200, 320  # images of a plane sweep at most, and their width in pixels
 COLORS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
 
 
@@ -73,14 +75,17 @@ class Photographs:
 
 
 def initial_gaussians(dataset: Dataset, config: Config, generator: torch.Generator) -> Gaussians:
-    """One Gaussian per point of the data, or random ones in the region that the cameras see."""
+    """One Gaussian per point of the data, or of a plane sweep over its photos, or random ones where cameras look."""
     init = config.init
     has_points = dataset.points is not None and len(dataset.points) > 0
+    count = min(init.random_count, config.densify.max_gaussians)
+    # a sweep compares photos: what is transparent in them has no look of its own
+    swept = init.source == "sweep" or (init.source == "auto" and dataset.background is None)
     if init.source == "points" and not has_points:
         raise ValueError(
             f"init source is points, but {dataset.name or 'the data'} has none: use random or auto"
         )
-    if has_points and init.source != "random":
+    if has_points and init.source in ("auto", "points"):
         points, colors = dataset.points, dataset.point_colors
         assert points is not None
         colors = torch.full_like(points, 0.5) if colors is None else colors
@@ -88,13 +93,45 @@ def initial_gaussians(dataset: Dataset, config: Config, generator: torch.Generat
             chosen = torch.randperm(len(points), generator=generator)[: config.densify.max_gaussians]
             points, colors = points[chosen], colors[chosen]
         return Gaussians.from_points(points, colors, sh_degree=init.sh_degree, opacity=init.init_opacity)
-    count = min(init.random_count, config.densify.max_gaussians)
+    if swept and len(dataset.train) > 2:
+        points, colors = swept_points(dataset, count, generator)
+        if len(points) > 2:
+            return Gaussians.from_points(points, colors, sh_degree=init.sh_degree, opacity=init.init_opacity)
     points = random_points(dataset, count, generator)
     colors = torch.rand(count, 3, generator=generator)
     scale = 1.0 if count == 1 else None
     return Gaussians.from_points(
         points, colors, sh_degree=init.sh_degree, opacity=init.init_opacity, scale=scale
     )
+
+
+def swept_points(dataset: Dataset, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """About `count` points and their colours, [M, 3] each, where training photos look alike (see seeding)."""
+    views = dataset.train_views()
+    chosen = [views[k * len(views) // min(len(views), _SWEPT)] for k in range(min(len(views), _SWEPT))]
+    pictures = []
+    for number, view in enumerate(chosen):
+        camera, image, mask = view.camera, view.image(), view.mask()
+        counts = torch.ones_like(image[..., 0]) if mask is None else mask
+        image = torch.cat((image * counts[..., None], counts[..., None]), dim=-1)
+        if camera.width > _SWEPT_WIDTH:
+            camera = camera.scaled(_SWEPT_WIDTH / camera.width)
+            image = interpolate(image.permute(2, 0, 1)[None], (camera.height, camera.width), mode="area")[0]
+            image = image.permute(1, 2, 0).contiguous()
+        avoided = 1 - image[..., 3]  # a sweep leaves out what moves, and likewise what does not count
+        pictures.append(
+            Picture(camera, image[..., :3].contiguous(), avoided, float(number), (number - 0.5, number + 0.5))
+        )
+    depths = depth_range(dataset)
+    return photo_consistent_points(pictures, round(1.25 * count), depths, generator)
+
+
+def depth_range(dataset: Dataset) -> tuple[float, float]:
+    """(near, far) of what the training cameras see: by the data's bounds, or by how far the cameras stand apart."""
+    bounds = [view.bounds for view in dataset.train_views() if view.bounds is not None]
+    if bounds:
+        return min(b[0] for b in bounds), max(b[1] for b in bounds)
+    return 0.3 * dataset.scene_extent, 30 * dataset.scene_extent
 
 
 def random_points(dataset: Dataset, count: int, generator: torch.Generator) -> Tensor:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from gsfields.camera import Camera
-from gsfields.config import Config
+from gsfields.config import Config, from_dict, to_dict
 from gsfields.data.dataset import Dataset, View
+from gsfields.data.synthetic import make_room
 from gsfields.fit.scene import Photographs, initial_gaussians, open_dataset, random_points
 from tests.fit.tiny import camera, picture
 
@@ -95,3 +96,51 @@ def test_a_smaller_pixel_counts_if_all_it_covers_counts():
     dataset = Dataset([View.from_image("a", view, torch.zeros(8, 8, 3), mask=mask)], train=[0], test=[])
     _, _, small = Photographs(dataset, Config().data).get(0, 0.5, torch.ones(3))
     assert small.shape == (4, 4) and small.sum() == 15 and small[0, 0] == 0
+
+
+@pytest.fixture(scope="module")
+def room():
+    """A textured room without points, and the points of its surfaces."""
+    made = make_room(views=24, test_every=0, width=96, height=72, supersample=1)
+    bare = Dataset(made.views, made.train, made.test)
+    return bare, made.points
+
+
+def distances(means, points):
+    """From each centre to the nearest point of a surface, metres."""
+    return torch.cdist(means, points).amin(dim=1)
+
+
+def test_without_points_a_fit_starts_where_photos_look_alike(room):
+    bare, surface = room
+    config = Config()
+    config.init.random_count = 1500
+    swept, random = (
+        initial_gaussians(bare, with_source(config, source), torch.Generator().manual_seed(0))
+        for source in ("auto", "random")
+    )
+    assert 1000 < len(swept) <= 1500
+    quartiles = torch.tensor([0.25, 0.5])
+    near, far = (distances(g.means, surface).quantile(quartiles) for g in (swept, random))
+    assert (near < torch.tensor([0.6, 0.8]) * far).all()
+    assert (swept.sh0.std(dim=0) > 0.1).all()  # in the colours of the photos
+
+
+def test_transparent_photos_are_not_swept(room):
+    bare, _ = room
+    transparent = Dataset(bare.views, bare.train, bare.test, background=torch.ones(3))
+    config = Config()
+    config.init.random_count = 300
+    auto, random = (
+        initial_gaussians(transparent, with_source(config, source), torch.Generator().manual_seed(0))
+        for source in ("auto", "random")
+    )
+    assert torch.equal(auto.means, random.means)
+    swept = initial_gaussians(transparent, with_source(config, "sweep"), torch.Generator().manual_seed(0))
+    assert not torch.equal(swept.means[:100], random.means[:100])
+
+
+def with_source(config, source):
+    changed = from_dict(to_dict(config))
+    changed.init.source = source
+    return changed
