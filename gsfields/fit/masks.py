@@ -20,6 +20,7 @@ from gsfields.fit.showing import photo_camera
 from gsfields.layers import DYNAMIC, SEMISTATIC, STATIC, LayeredScene, render_layers
 
 FOLDERS = ("dynamic", "semistatic")
+_SOLID = 0.64  # mean about a pixel from which on a semi-static score stays as it is
 
 
 @dataclass
@@ -46,15 +47,16 @@ def layer_masks(scene: LayeredScene, view: View, time: float, config: Config) ->
 
 
 def supported(mask: Tensor, reach: float) -> Tensor:
-    """A mask [h, w] times the square root of its mean about each pixel, a Gaussian of `reach` image widths.
+    """A mask [h, w] times the square root of how solid it is about each pixel: its mean, by a Gaussian of `reach`
+    image widths, over that of a large thing.
 
-    Things that someone moves are solid. What the semi-static layer explains by mistake, edges that a pose puts a pixel
-    off, is thin: it loses most of its score, and a thing little more than others of its size.
+    Things that someone moves are solid: they keep their score. What the semi-static layer explains by mistake, edges
+    that a pose puts a pixel off, is thin and loses most of it.
     """
     if reach == 0:
         return mask
     mean = ndimage.gaussian_filter(mask.double().numpy(), reach * mask.shape[1], mode="nearest")
-    return mask * torch.from_numpy(mean).clamp(0, 1).sqrt().to(mask)
+    return mask * (torch.from_numpy(mean) / _SOLID).clamp(0, 1).sqrt().to(mask)
 
 
 def write_masks(
