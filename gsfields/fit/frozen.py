@@ -76,9 +76,7 @@ class FrozenViews:
     def alpha(self, index: int) -> Tensor:
         """[H, W] opacity of the view, rounded to float16."""
         if index not in self._alphas:
-            self._cache[index]  # makes it
-            if index not in self._alphas:
-                self._remember(index, self._cache[index])
+            self._cache[index]  # no plan is kept whose view was not looked at as it was made
         return self._alphas[index].float()
 
     def moving(self, index: int) -> Tensor | None:
@@ -111,12 +109,8 @@ class FrozenViews:
         if isinstance(rendering, LayeredRendering):
             self._rows[index] = rendering.index.int()
             self._moving[index] = rendering.masks[..., DYNAMIC].half()
-        self._remember(index, rendering.plan)
+        self._alphas[index] = rendering.plan.alpha[..., 0].half()
         return rendering.plan
-
-    @torch.no_grad()
-    def _remember(self, index: int, plan: Plan) -> None:
-        self._alphas[index] = plan.alpha[..., 0].half()
 
     def _shown(self, index: int, values: Tensor) -> Tensor:
         return values if index not in self._rows else values.index_select(0, self._rows[index])

@@ -192,7 +192,8 @@ def make_objects(
     config = configuration.from_dict(yaml.safe_load((root / "config.yaml").read_text()), InstancesConfig)
     configuration.apply(config, overrides)
     checkpoint, dataset = _opened(root, data)
-    views = FrozenViews(checkpoint.scene, dataset, checkpoint.config, limit_bytes=0)
+    limit = config.field.plan_mib << 20
+    views = FrozenViews(checkpoint.scene, dataset, checkpoint.config, limit_bytes=limit)
     source = open_segments(field.segments) if Path(field.segments).exists() else None
     table = _make_objects(Path(run), views, field, source, config.objects, say)
     with written_whole(root / "config.yaml") as temporary:

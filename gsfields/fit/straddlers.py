@@ -25,6 +25,7 @@ from gsfields.gaussians import Gaussians
 from gsfields.instances_config import GeometryConfig
 
 _SEGMENTS = 64  # lifted together: an image with a channel for each of hundreds would be large
+_PLAN_BYTES = 256 << 20  # a view is looked at a few times in a row
 _LAST_PART = 0.7  # colours are mended as in a run that is that far: rates are low, but not yet at their end
 
 
@@ -112,4 +113,4 @@ def mending(gaussians: Gaussians, config: Config, dataset: Dataset, steps: int) 
 
 
 def _frozen(gaussians: Gaussians, dataset: Dataset, config: Config) -> FrozenViews:
-    return FrozenViews(gaussians, dataset, config, limit_bytes=0)  # each view is looked at once
+    return FrozenViews(gaussians, dataset, config, limit_bytes=_PLAN_BYTES)
