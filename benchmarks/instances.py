@@ -163,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the fit of instances"
     )
     parser.add_argument("--size", type=int, help="pixels along each side (default 128)")
-    parser.add_argument("--views", type=int, help="of a room (default: a sixth of the paper's, all at 500)")
+    parser.add_argument("--views", type=int, help="of a room (default: a share of the paper's, all at 500)")
     parser.add_argument("--steps", type=int, help=f"of the geometry (default {GEOMETRY_STEPS})")
     parser.add_argument("--gaussians", type=int, help="at most (default: by the number of objects)")
     parser.add_argument("--minutes", type=float, help="speed: of the neural field's geometry (default 3)")

@@ -28,7 +28,7 @@ FLAT = "2D segments"
 TRACKING = ("tracking on IoU", "tracking after warping", "tracking on points")
 GEOMETRY = "geometry"  # the row of a room's fit
 
-VIEWS_SHARE = 6  # rooms have the paper's number of views over this, but the largest has all
+VIEWS_SHARE = {25: 6, 50: 6, 100: 3, 500: 1}  # rooms have the paper's number of views over this, by objects
 LARGEST = 500
 CAPACITY = {25: 30_000, 50: 30_000, 100: 45_000, 500: 60_000}  # Gaussians at most, by objects
 GEOMETRY_STEPS = 4000
@@ -41,14 +41,14 @@ class Room:
     seed: int
     objects: int
     size: int  # pixels along each side
-    views: int | None = None  # None: the paper's number over VIEWS_SHARE
+    views: int | None = None  # None: by VIEWS_SHARE
     steps: int = GEOMETRY_STEPS
     gaussians: int | None = None  # at most; None: by CAPACITY
 
     @property
     def config(self) -> MessyConfig:
         room = MessyConfig(self.seed, self.objects, width=self.size, height=self.size)
-        views = self.views or room.view_count // (1 if self.objects >= LARGEST else VIEWS_SHARE)
+        views = self.views or room.view_count // self._near(VIEWS_SHARE)
         return MessyConfig(self.seed, self.objects, views, width=self.size, height=self.size)
 
     @property
@@ -67,9 +67,12 @@ class Room:
     @property
     def fit(self) -> list[tuple[str, str]]:
         """Of the default recipe, what this room's geometry is fitted with."""
-        most = self.gaussians or CAPACITY[min(CAPACITY, key=lambda known: abs(known - self.objects))]
+        most = self.gaussians or self._near(CAPACITY)
         chosen = {"steps": self.steps, "max_gaussians": most, "random_count": most // 3, "eval_every": 0}
         return [(name, str(value)) for name, value in chosen.items()]
+
+    def _near(self, by_objects: dict[int, int]) -> int:
+        return by_objects[min(by_objects, key=lambda known: abs(known - self.objects))]
 
 
 @dataclass(frozen=True)
@@ -166,19 +169,27 @@ def _losses(objects: int) -> dict[str, Variant]:
     released = (("kernel", "double"), ("form", "released"), ("temperature", "1"))
     paper = (("kernel", "double"), ("form", "paper"), ("temperature", "1"))
     vanilla = ("loss", "vanilla")
-    return {
-        OURS: Variant(),
-        BARE: Variant((("concentration", "0"),)),
-        RELEASED: Variant(released),
-        PAPER: Variant(paper),
-        VANILLA[0]: Variant((vanilla, *released)),
-        VANILLA[1]: Variant((vanilla, *paper)),
-        VANILLA[2]: Variant((vanilla, ("form", "paper"), ("kernel", "plain"))),  # at our temperature
-        "associative": Variant((("loss", "associative"),)),
-        "margin": Variant((("loss", "margin"),)),
-        ASSIGNMENT: Variant((("loss", "linear-assignment"), ("identifiers", str(identifiers(objects))))),
-        "tracking": Variant(kind="track"),
+    fields = {
+        OURS: (),
+        BARE: (("concentration", "0"),),
+        RELEASED: released,
+        PAPER: paper,
+        VANILLA[0]: (vanilla, *released),
+        VANILLA[1]: (vanilla, *paper),
+        VANILLA[2]: (vanilla, ("form", "paper"), ("kernel", "plain")),  # at our temperature
+        "associative": (("loss", "associative"),),
+        "margin": (("loss", "margin"),),
     }
+    clustered = {
+        title: Variant(own, {"": (), alone(title): (("merge", "false"),)}) for title, own in fields.items()
+    }
+    assignment = (("loss", "linear-assignment"), ("identifiers", str(identifiers(objects))))
+    return clustered | {ASSIGNMENT: Variant(assignment), "tracking": Variant(kind="track")}
+
+
+def alone(title: str) -> str:
+    """The row of the same embeddings whose clusters are not merged by the 2D segments."""
+    return f"{title}; clusters alone"
 
 
 def identifiers(objects: int) -> int:
@@ -218,8 +229,15 @@ def _ablation(objects: int) -> dict[str, Variant]:
         **{f"momentum: {m}": (("momentum", m),) for m in ("0", "0.5", "0.9", "0.99")},
         "field: network of position": (("model", "position"),),
     }
-    both = {"defaults": ()} | geometry | fields
-    return {title: Variant(overrides) for title, overrides in both.items()}
+    objects_made = {
+        "": (),
+        "objects: clusters alone": (("merge", "false"),),
+        "objects: from uniform samples": (("evenness", "0"),),
+        **{f"objects: found in {share}": (("found", share),) for share in ("0.1", "0.3", "0.4", "0.5")},
+    }
+    return {"defaults": Variant((), objects_made)} | {
+        title: Variant(overrides) for title, overrides in (geometry | fields).items()
+    }
 
 
 def _variance(objects: int) -> dict[str, Variant]:

@@ -35,6 +35,7 @@ from gsfields.fit.checkpoint import Checkpoint
 from gsfields.fit.frozen import FrozenViews
 from gsfields.fit.instances import ClassTrainer, InstanceTrainer
 from gsfields.fit.labels import Labels
+from gsfields.fit.recognition import FittedField
 from gsfields.fit.scene import open_dataset
 from gsfields.fit.showing import evaluate_views
 from gsfields.fit.straddlers import prepare_geometry
@@ -192,7 +193,7 @@ def train(trial: Trial) -> dict[str, Row]:
     with stages.stage("classes"):
         classifier = ClassTrainer(views, labels, config.field)
         classifier.run(progress=False)
-    fitted = instance_runs.FittedField(
+    fitted = FittedField(
         trainer.field.fast().detach(),
         classifier.probabilities(),
         labels.classes,
@@ -222,7 +223,7 @@ def train(trial: Trial) -> dict[str, Row]:
     return answer
 
 
-def lay_out(run: Path, checkpoint: Checkpoint, field: instance_runs.FittedField) -> None:
+def lay_out(run: Path, checkpoint: Checkpoint, field: FittedField) -> None:
     """What a fit of instances leaves in RUN/instances for `gsfields instances RUN` to work on, but its config."""
     root = run / instance_runs.FOLDER
     checkpoint.save(root, keep=1)

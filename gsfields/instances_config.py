@@ -82,6 +82,11 @@ class ObjectsConfig:
     min_size: int = described(0, "smallest cluster, in sampled pixels (0: chosen by a sweep)", low=0)
     samples: int = described(20_000, "pixels that are clustered, at most", low=10)
     views: int = described(30, "views that they are drawn from, at most", low=1)
+    found: float = described(
+        0.2, "a pixel may be of an object if segments claim it in a larger share of its views", low=0, high=1
+    )
+    evenness: float = described(1.0, "as field.balance, for the pixels that are clustered", low=0, high=1)
+    merge: bool = described(True, "clusters that 2D segments take for one are one object")
     min_samples: int = described(5, "neighbours that set the density about a sample", low=1)
     scale: bool = described(False, "scale each dimension to [0, 1] first, as the released code does")
 

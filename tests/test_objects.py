@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("sklearn", reason="clustering needs scikit-learn")
 from gsfields.fields import clustering, objects
 from gsfields.fields.clustering import RELEASED, ClusterOptions, labeller
-from gsfields.fields.objects import Objects, Sweep, cluster, frame_pq, size_grid, sweep
+from gsfields.fields.objects import Objects, Sweep, cluster, frame_pq, merged, size_grid, sweep
 
 
 def blobs(counts, dim, *, noise=0.1, apart=4.0, stray=0, seed=0):
@@ -146,7 +146,7 @@ def test_nearest_of_500_by_its_definition():
     generator = torch.Generator().manual_seed(0)
     for dim in (3, 24):
         centroids = 100 + torch.rand(500, dim, generator=generator)  # far from the origin: differences cancel
-        found = Objects(centroids, torch.arange(500, dtype=torch.int32) % 2)
+        found = Objects.each(centroids, torch.arange(500, dtype=torch.int32) % 2)
         features = 100 + torch.rand(60, 70, dim, generator=generator)
         distances = torch.cdist(
             features.double(), centroids.double(), compute_mode="donot_use_mm_for_euclid_dist"
@@ -162,14 +162,14 @@ def test_nearest_of_500_by_its_definition():
 
 def test_assign_holds_few_distances(monkeypatch):
     features, _, _ = blobs([50] * 4, 3)
-    found = Objects(features[:7].clone(), torch.ones(7, dtype=torch.int32))
+    found = Objects.each(features[:7].clone(), torch.ones(7, dtype=torch.int32))
     whole = found.assign(features)
     monkeypatch.setattr(objects, "_DISTANCES", 20)
     assert torch.equal(found.assign(features), whole)
 
 
 def test_features_may_be_undefined_where_not_valid():
-    found = Objects(torch.eye(3), torch.ones(3, dtype=torch.int32))
+    found = Objects.each(torch.eye(3), torch.ones(3, dtype=torch.int32))
     features = torch.eye(3)
     features[1] = math.nan
     assert found.assign(features, valid=torch.tensor([True, False, True])).tolist() == [1, 0, 3]
@@ -178,10 +178,11 @@ def test_features_may_be_undefined_where_not_valid():
 
 
 def test_files(tmp_path):
-    found = Objects(torch.rand(4, 5), torch.tensor([1, 1, 3, 3], dtype=torch.int32))
+    found = Objects.each(torch.rand(4, 5), torch.tensor([1, 1, 3, 3], dtype=torch.int32))
     found.save(tmp_path / "objects.safetensors")
     back = Objects.load(tmp_path / "objects.safetensors")
-    assert torch.equal(back.centroids, found.centroids) and torch.equal(back.classes, found.classes)
+    for name in ("centroids", "classes", "owners", "found"):
+        assert torch.equal(getattr(back, name), getattr(found, name))
     assert [p.name for p in tmp_path.iterdir()] == ["objects.safetensors"]
     with pytest.raises(FileNotFoundError, match="no objects file at"):
         Objects.load(tmp_path / "none.safetensors")
@@ -259,7 +260,7 @@ def test_bad_inputs():
     ]:
         with pytest.raises(ValueError, match=said):
             cluster(*arguments)
-    found = Objects(torch.eye(3), torch.ones(3, dtype=torch.int32))
+    found = Objects.each(torch.eye(3), torch.ones(3, dtype=torch.int32))
     for arguments, said in [
         ((torch.rand(5, 4),), r"features must be \[..., 3\] like the centroids, but is \[5, 4\]"),
         ((features, torch.ones(9)), r"classes must be \[10\] like features, but is \[9\]"),
@@ -267,8 +268,10 @@ def test_bad_inputs():
     ]:
         with pytest.raises(ValueError, match=said):
             found.assign(*arguments)
-    with pytest.raises(ValueError, match=r"centroids and classes must be \[K, D\] and \[K\]"):
-        Objects(torch.eye(3), torch.ones(2, dtype=torch.int32))
+    with pytest.raises(
+        ValueError, match=r"must be \[M, D\], \[M\], \[M\] and \[K\], but are \[3, 3\], \[2\]"
+    ):
+        Objects.each(torch.eye(3), torch.ones(2, dtype=torch.int32))
 
 
 def test_without_scikit_learn(monkeypatch):
@@ -331,9 +334,62 @@ def test_sweep_separates_what_a_large_size_merges(dim):
     assert "250" in str(given) and str(given).count("\n") == 3
 
 
-def test_of_equal_sizes_the_largest():
+def test_of_equal_sizes_the_middle_one():
     features, truth, _ = blobs([300, 200], 3)
-    assert sweep(*images(features, truth), sizes=(50, 20, 120)).size == 120
+    assert sweep(*images(features, truth), sizes=(50, 20, 120, 400)).size == 50
+
+
+# ------------------------------------------------------------------------------------------------------------ merging
+
+
+def views_of(parts, *segments):
+    """(assigned, ids) of one view per row of `segments`: 40 pixels of each part, and of each the segment it is in."""
+    assigned = torch.tensor(parts, dtype=torch.int32).repeat_interleave(40)
+    return [assigned] * len(segments), [torch.tensor(row).repeat_interleave(40) for row in segments]
+
+
+def test_what_most_views_show_in_one_segment_is_one_object():
+    """1 and 2 are halves of an object that one view in four cuts; 3 touches them and one view in four merges all."""
+    parts = objects.Objects.each(torch.tensor([[0.0, 0], [4, 0], [8, 0]]), torch.ones(3, dtype=torch.int32))
+    parts = replace(parts, found=torch.tensor([0.9, 0.8, 0.4]))
+    whole = merged(parts, *views_of([1, 2, 3], [5, 5, 6], [1, 1, 9], [7, 7, 7], [2, 3, 4]))
+    assert len(whole) == 2 and torch.equal(whole.centroids, parts.centroids)
+    assert whole.owners.tolist() == [0, 0, 1] and whole.class_ids().tolist() == [1, 1]
+    torch.testing.assert_close(whole.found, torch.tensor([0.9, 0.4]))
+    places = torch.tensor([[0.5, 0], [3.6, 0], [7, 0]])
+    assert whole.assign(places).tolist() == [1, 1, 2]
+    classes = torch.tensor([1, 5, 5], dtype=torch.int32)
+    assert len(merged(parts, *views_of([1, 2, 3], [0, 0, 0]))) == 3 and len(merged(parts, [], [])) == 3
+    apart = replace(parts, classes=classes)
+    assert len(merged(apart, *views_of([1, 2, 3], [5, 5, 6], [1, 1, 9]))) == 3  # of two classes, never one
+    one = merged(parts, *views_of([1, 2, 3], [5, 5, 5]))
+    assert len(one) == 1 and one.owners.tolist() == [0, 0, 0]
+
+
+def test_agreement_by_its_definition():
+    rng = np.random.default_rng(0)
+    views = [(rng.integers(0, 5, 300), rng.integers(0, 6, 300)) for _ in range(3)]
+    found = objects._agreement([a for a, _ in views], [i for _, i in views], 4)
+    for a in range(4):
+        for b in range(4):
+            total, weight = 0.0, 0
+            for predicted, ids in views:
+                here = [ids[(predicted == k + 1) & (ids > 0)] for k in (a, b)]
+                least = min(map(len, here))
+                shares = [[np.mean(x == s) for s in range(1, 6)] for x in here]
+                total, weight = total + least * np.minimum(*shares).sum(), weight + least
+            assert found[a, b] == pytest.approx(total / weight)
+    empty = objects._agreement([np.array([1, 1, 0])], [np.array([0, 0, 3])], 2)
+    assert not empty.any()
+
+
+def test_the_sweep_scores_merged_objects_unless_told_otherwise():
+    """Two blobs are one object to all segments: clusters of their own are right only where they are merged."""
+    features, truth, _ = blobs([300, 200, 250], 3)
+    truth = torch.where(truth == 2, 1, truth)
+    both = [sweep(*images(features, truth), sizes=(30, 60), merge=merge) for merge in (True, False)]
+    assert both[0].objects == (2, 2) and both[0].pq == (1.0, 1.0)
+    assert both[1].objects == (3, 3) and max(both[1].pq) < 0.9
 
 
 def test_sweep_clusters_the_pool_as_cluster_will():

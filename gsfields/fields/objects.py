@@ -3,11 +3,13 @@
 Contrastive Lift (Bhalgat et al., NeurIPS 2023), section 3.4: features sampled from many views are clustered class by
 class, only the centroids are kept, and what is labelled gets the nearest centroid of its class. As no parameter of a
 clustering suits every scene, the smallest size of a cluster is chosen by how well the objects agree with the 2D
-segments within single images (`sweep`).
+segments within single images (`sweep`). Beyond the paper, these also tell which clusters are parts of one object
+(`merged`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import cdist, squareform
 from torch import Tensor
 
 from gsfields.fields.clustering import ClusterOptions, drawn, labeller
@@ -23,6 +27,8 @@ from gsfields.files import written_whole
 
 THING = 1  # the class of everything where there are no classes (gsfields.data.segments.Classes)
 RELEASED_SIZES = tuple(range(10, 201, 10))  # of Messy Rooms; elsewhere 250, 300, ... 3000; of 50,000 samples
+_TOGETHER = 0.5  # objects whose segments agree more are one
+_AS_GOOD = 0.005  # of per-frame PQ: sizes of clusters that differ by less are as good
 _DISTANCES = 1 << 20  # held at once by `assign`
 
 
@@ -33,18 +39,35 @@ class Objects:
     Raises ValueError where a shape does not fit.
     """
 
-    centroids: Tensor  # [K, D] in the space of the embeddings
-    classes: Tensor  # [K] int32, class id of each
+    centroids: Tensor  # [M, D] in the space of the embeddings
+    classes: Tensor  # [M] int32, class id of each
+    owners: Tensor  # [M] int32, the object whose centroid it is, from 0 on
+    found: Tensor  # [K] the share of its views in which segments claim an object
 
     def __post_init__(self) -> None:
-        if self.centroids.ndim != 2 or self.classes.shape != self.centroids.shape[:1]:
+        if self.centroids.ndim != 2 or not (
+            self.centroids.shape[:1] == self.classes.shape == self.owners.shape and self.found.ndim == 1
+        ):
+            shapes = (list(x.shape) for x in (self.centroids, self.classes, self.owners, self.found))
             raise ValueError(
-                "centroids and classes must be [K, D] and [K], but are "
-                f"{list(self.centroids.shape)} and {list(self.classes.shape)}"
+                "centroids, classes, owners and found must be [M, D], [M], [M] and [K], but are "
+                f"{', '.join(map(str, shapes))}"
             )
 
+    @classmethod
+    def each(cls, centroids: Tensor, classes: Tensor) -> Objects:
+        """One object per centroid, found in all views."""
+        count = len(centroids)
+        return cls(centroids, classes, torch.arange(count, dtype=torch.int32), torch.ones(count))
+
     def __len__(self) -> int:
-        return len(self.centroids)
+        return len(self.found)
+
+    def class_ids(self) -> Tensor:
+        """[K] int32, class id of each object."""
+        ids = torch.zeros(len(self), dtype=torch.int32)
+        ids[self.owners.long()] = self.classes.int()
+        return ids
 
     @torch.no_grad()
     def assign(self, features: Tensor, classes: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
@@ -76,21 +99,21 @@ class Objects:
         )
         if not bool((flat.isfinite().all(dim=1) | ~todo).all()):
             raise ValueError("features must be finite where valid, but hold NaN or infinity")
-        centroids, own = self.centroids.to(flat), self.classes.to(flat.device)
+        centroids, owners = self.centroids.to(flat), self.owners.to(flat.device)
+        own = self.classes.to(flat.device)
         ids = torch.zeros(len(flat), dtype=torch.int32, device=flat.device)
         if classes is None:
             groups = [(slice(None), todo)]
         else:
             theirs = classes.to(flat.device).reshape(-1)
             groups = [((own == c).nonzero()[:, 0], todo & (theirs == c)) for c in own.unique().tolist()]
-        every = torch.arange(1, len(self) + 1, dtype=torch.int32, device=flat.device)
         for among, pixels in groups if len(self) else ():
-            ids[pixels] = every[among][_nearest(flat[pixels], centroids[among])]
+            ids[pixels] = 1 + owners[among][_nearest(flat[pixels], centroids[among])]
         return ids.reshape(shape)
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all."""
-        tensors = {"centroids": self.centroids, "classes": self.classes}
+        tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         with written_whole(path) as temporary:
             safetensors.torch.save_file(
                 {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary
@@ -105,7 +128,7 @@ class Objects:
             tensors = safetensors.torch.load_file(path)
         except Exception as error:  # safetensors raises its own type, derived from Exception only
             raise ValueError(f"{path} is not a readable safetensors file ({error})") from None
-        if set(tensors) != {"centroids", "classes"}:
+        if set(tensors) != {f.name for f in dataclasses.fields(cls)}:
             raise ValueError(f"{path} holds no objects: it has {', '.join(sorted(tensors)) or 'nothing'}")
         return cls(**tensors)
 
@@ -164,7 +187,7 @@ def cluster(
         found = _centroids(points[inside], labels, strength, weight[inside])
         centroids.append(found)
         owners += [int(own)] * len(found)
-    return Objects(
+    return Objects.each(
         torch.from_numpy(np.concatenate(centroids)).float(), torch.tensor(owners, dtype=torch.int32)
     )
 
@@ -214,6 +237,58 @@ def _centroids(
     return means[np.argsort(-counts, kind="stable")]
 
 
+def merged(objects: Objects, assigned: Sequence[Tensor], ids: Sequence[Tensor]) -> Objects:
+    """Objects of one class that 2D segments take for one become one, which keeps all their centroids.
+
+    A clustering that finds the smallest objects cuts some large ones. The 2D segments know: two parts of an object are
+    in one segment in most views, two objects that touch are so in few. Of two objects a, b in a view, the shares p of
+    their pixels that lie in each of its segments agree by Σ_s min(p_as, p_bs), in [0, 1]; the mean over the views,
+    weighted by the pixels of the lesser, is how close they are. Merging is hierarchical, by the average.
+
+    Args:
+        assigned: of each of F images, [P], the objects' ids of its pixels as `assign` gives them.
+        ids: likewise [P], its 2D segments; only pixels that have both count.
+    """
+    if len(objects) < 2:
+        return objects
+    classes = objects.class_ids().numpy()
+    predicted, segments = ([x.cpu().numpy() for x in xs] for xs in (assigned, ids))
+    group = _groups(_agreement(predicted, segments, len(objects)) * (classes[:, None] == classes))
+    first = np.unique(group, return_index=True)[1]
+    owners = torch.from_numpy(group)[objects.owners.long()].to(objects.owners)
+    return dataclasses.replace(objects, owners=owners, found=objects.found[torch.from_numpy(first)])
+
+
+def _agreement(assigned: Sequence[np.ndarray], ids: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """[count, count], see `merged`; 0 for objects that no view shows together. Ids are from 1 on, 0 is none."""
+    agree, seen = np.zeros((count, count)), np.zeros((count, count))
+    for predicted, segments in zip(assigned, ids):
+        both = (predicted > 0) & (segments > 0)
+        shown, row = np.unique(predicted[both] - 1, return_inverse=True)
+        _, column = np.unique(segments[both], return_inverse=True)
+        if len(shown) < 2:
+            continue
+        pixels = np.zeros((len(shown), int(column.max()) + 1))
+        np.add.at(pixels, (row, column), 1)
+        area = pixels.sum(axis=1)
+        # Σ min(p, q) = 1 - ½ Σ |p - q| of shares that sum to 1
+        overlap = 1 - 0.5 * cdist(pixels / area[:, None], pixels / area[:, None], "cityblock")
+        weight = np.minimum(area[:, None], area)
+        agree[np.ix_(shown, shown)] += weight * overlap
+        seen[np.ix_(shown, shown)] += weight
+    return agree / np.maximum(seen, 1)
+
+
+def _groups(together: np.ndarray) -> np.ndarray:
+    """[K] int64, the group of each, numbered by their first members: average linkage, down to _TOGETHER."""
+    apart = np.clip(1 - together, 0, 1)
+    np.fill_diagonal(apart, 0)
+    tree = linkage(squareform(apart, checks=False), "average")
+    names = fcluster(tree, 1 - _TOGETHER, "distance")
+    _, first, inverse = np.unique(names, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse]
+
+
 # --------------------------------------------------------------------------------------------------- the smallest size
 
 
@@ -239,10 +314,11 @@ def sweep(
     pool: Tensor | None = None,
     sizes: Sequence[int] | None = None,
     pixels: int = 16_384,
+    merge: bool = True,
 ) -> Sweep:
-    """Choose the smallest size of a cluster without a true label: that with the best mean per-frame PQ of the objects
-    against the 2D segments of a few training images, all things as one class (the released code's rule). Of equals
-    the largest is chosen.
+    """Choose the smallest size of a cluster without a true label: by the mean per-frame PQ of the objects
+    against the 2D segments of a few training images, all things as one class. The released code takes the best, but
+    the best of many that are nearly equal is chance: here it is the middle one of those.
 
     Args:
         features: of each of F images, [P, D] (P may differ), of its pixels.
@@ -251,6 +327,7 @@ def sweep(
         pool: [S, D], what `cluster` is going to get; default: the features of the images with an id.
         sizes: to be tried; default: `size_grid` of the number of samples.
         pixels: the most that are scored of an image.
+        merge: score objects as `merged` makes them of the clusters.
 
     Raises ValueError for other shapes, or if no pixel has an id.
     """
@@ -271,10 +348,13 @@ def sweep(
         centroids = torch.from_numpy(found).to(stacked)
         assigned = (_nearest(stacked, centroids) + 1).cpu().numpy()
         parts = np.split(assigned, np.cumsum([len(s) for s in segments])[:-1])
-        scores.append(float(np.mean([frame_pq(s, p) for s, p in zip(segments, parts)])))
-        counts.append(len(centroids))
-    best = max(range(len(sizes)), key=lambda i: (scores[i], sizes[i]))
-    return Sweep(sizes[best], sizes, tuple(scores), tuple(counts))
+        group = np.arange(len(centroids))
+        if merge and len(centroids) > 1:
+            group = _groups(_agreement(parts, segments, len(centroids)))
+        scores.append(float(np.mean([frame_pq(s, group[p - 1] + 1) for s, p in zip(segments, parts)])))
+        counts.append(int(group.max()) + 1)
+    good = [size for size, score in zip(sizes, scores) if score >= max(scores) - _AS_GOOD]
+    return Sweep(sorted(good)[len(good) // 2], sizes, tuple(scores), tuple(counts))
 
 
 def size_grid(samples: int, count: int = 12) -> list[int]:

@@ -19,6 +19,7 @@ from gsfields.instances_config import FieldConfig
 from gsfields.losses import contrastive
 
 _TINY = 1e-6
+_UNSEEN_THING = 0.05
 
 
 @dataclass(frozen=True)
@@ -162,10 +163,14 @@ def sampling_weights(labels: ViewLabels, usable: Tensor, balance: float, min_seg
 
 
 def lifted_votes(views: FrozenViews, labels: Labels) -> Tensor:
-    """[N, K] shares of the classes in what each Gaussian shows over all views, weighed by confidence; even where no
-    view shows it.
+    """[N, K] shares of the classes in what each Gaussian shows over all views, weighed by confidence. Where no view
+    shows it, or as void only, it is stuff, for a thing has to be seen: even, but for _UNSEEN_THING of things.
     """
-    count = len(labels.classes)
+    count, things = len(labels.classes), labels.thing_columns
+    prior = torch.full((count,), 1 / count)
+    if 0 < len(things) < count:
+        prior[:] = (1 - _UNSEEN_THING) / (count - len(things))
+        prior[things] = _UNSEEN_THING / len(things)
     sums = torch.zeros(len(views), count)
     for index in labels.indices:
         found = labels.of(index)
@@ -175,7 +180,8 @@ def lifted_votes(views: FrozenViews, labels: Labels) -> Tensor:
         image = nn.functional.one_hot(found.columns.clamp_min(0), count).float()
         shape = (camera.height, camera.width)
         sums += views.lift(index, image.view(*shape, count), weights.view(shape)).sums
-    return (sums + _TINY) / (sums + _TINY).sum(dim=1, keepdim=True)
+    sums += _TINY * prior
+    return sums / sums.sum(dim=1, keepdim=True)
 
 
 class ClassTrainer:

@@ -141,7 +141,9 @@ def test_clusterings_are_of_the_same_embeddings(room):
     )
     rows = instances_trial.train(trial)
     assert len({row["seconds"]["field"] for row in rows.values()}) == 1
-    assert rows["few"]["objects"] < rows["many"]["objects"] and rows["many"]["said"] == []
+    assert rows["few"]["objects"] < rows["many"]["objects"] and not any(
+        "smallest" in line for line in rows["many"]["said"]
+    )
     assert "chosen by the 2D segments" in rows[""]["said"][0]
 
 
@@ -170,8 +172,8 @@ def test_bad_arguments_are_told_before_any_work(tmp_path, no_trials, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_rooms_have_a_sixth_of_the_papers_views():
-    assert [Room(0, n, 128).config.view_count for n in (25, 50, 100, 500)] == [100, 141, 200, 1200]
+def test_rooms_have_a_share_of_the_papers_views():
+    assert [Room(0, n, 128).config.view_count for n in (25, 50, 100, 500)] == [100, 141, 400, 1200]
     most = [dict(Room(0, n, 128).fit)["max_gaussians"] for n in (25, 50, 100, 500)]
     assert most == ["30000", "30000", "45000", "60000"]
     assert [identifiers(n) for n in (25, 50, 500)] == [64, 100, 1000]

@@ -15,8 +15,9 @@ from gsfields import config as configuration
 from gsfields.data.segments import read_labels, write_ids
 from gsfields.fit import instance_runs, object_files, runs
 from gsfields.fit.checkpoint import Checkpoint
-from gsfields.fit.instance_runs import FittedField, evaluate_panoptic, fit_instances, make_objects, select
+from gsfields.fit.instance_runs import evaluate_panoptic, fit_instances, make_objects, select
 from gsfields.fit.object_files import ObjectTable
+from gsfields.fit.recognition import FittedField
 from gsfields.fit.scene import open_dataset
 from gsfields.fit.straddlers import mending
 from gsfields.gaussians import Gaussians
@@ -161,16 +162,6 @@ def test_an_object_without_gaussians_of_its_own_says_so(run):
     lines: list[str] = []
     assert select(run, f"{ROOM.stem(3)},{x},{y}", say=lines.append) > 0
     assert "none of the Gaussians is its own" in lines[0]
-
-
-def test_what_is_hardly_opaque_is_no_thing(fitted):
-    """A thing without an object would be scored as one more: it has the most probable kind of stuff."""
-    field = FittedField(torch.zeros(1, 3), torch.ones(1, 3), (4, 7, 2), (7, 2), "")
-    chances = torch.tensor([[[0.1, 0.3, 0.2], [0.3, 0.2, 0.4]]])
-    best = instance_runs._most_probable(field, chances, torch.tensor([[True, True]]))
-    assert best.tolist() == [[1, 2]]
-    best = instance_runs._most_probable(field, chances, torch.tensor([[False, True]]))
-    assert best.tolist() == [[0, 2]]
 
 
 # ------- kinds of run
@@ -462,7 +453,6 @@ def test_a_field_comes_back_as_it_was_saved(tmp_path):
         True,
     )
     assert back.class_at(torch.tensor([[2, 0]])).tolist() == [[2, 9]]
-    assert back.is_thing(torch.tensor([[2, 0]])).tolist() == [[True, False]]
     whole = (tmp_path / "f.safetensors").read_bytes()
     from safetensors.torch import save_file
 
