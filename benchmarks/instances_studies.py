@@ -23,7 +23,9 @@ BARE = "slow-fast"
 RELEASED = "slow-fast + concentration, as released"
 PAPER = "slow-fast + concentration, as in the paper"
 VANILLA = ("vanilla, as released", "vanilla, as in the paper", "vanilla, one exponential")
+SHORT = f"{VANILLA[0]}, as long as slow-fast takes"
 ASSIGNMENT = "linear assignment"
+CEILING = "true ids on this geometry"
 FLAT = "2D segments"
 TRACKING = ("tracking on IoU", "tracking after warping", "tracking on points")
 GEOMETRY = "geometry"  # the row of a room's fit
@@ -154,8 +156,8 @@ def _jobs(variants: dict[str, Variant], room: Room, s: Settings) -> Iterable[Job
         if variant.kind == "track":
             yield Job(s.trial(room, "track"), {t: row_name(room, t) for t in (FLAT, *TRACKING)})
             continue
-        if variant.kind == "variance":
-            yield Job(s.trial(room, "variance", variant.overrides), {"": row_name(room, title)})
+        if variant.kind in ("variance", "ceiling"):
+            yield Job(s.trial(room, variant.kind, variant.overrides), {"": row_name(room, title)})
             continue
         clusterings = {part: list(own) for part, own in variant.clusterings.items()}
         names = {part: row_name(room, part or title) for part in clusterings}
@@ -177,6 +179,7 @@ def _losses(objects: int) -> dict[str, Variant]:
         VANILLA[0]: (vanilla, *released),
         VANILLA[1]: (vanilla, *paper),
         VANILLA[2]: (vanilla, ("form", "paper"), ("kernel", "plain")),  # at our temperature
+        SHORT: (vanilla, *released, ("steps", "300")),  # it takes 3.4 times as long per step
         "associative": (("loss", "associative"),),
         "margin": (("loss", "margin"),),
     }
@@ -184,7 +187,11 @@ def _losses(objects: int) -> dict[str, Variant]:
         title: Variant(own, {"": (), alone(title): (("merge", "false"),)}) for title, own in fields.items()
     }
     assignment = (("loss", "linear-assignment"), ("identifiers", str(identifiers(objects))))
-    return clustered | {ASSIGNMENT: Variant(assignment), "tracking": Variant(kind="track")}
+    return clustered | {
+        ASSIGNMENT: Variant(assignment),
+        "tracking": Variant(kind="track"),
+        CEILING: Variant(kind="ceiling"),
+    }
 
 
 def alone(title: str) -> str:

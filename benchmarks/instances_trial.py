@@ -21,6 +21,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.nn.functional import one_hot
+
 from benchmarks.instances_tracking import rendered_depths, track, true_depths
 from benchmarks.instances_variance import gradient_variance
 from benchmarks.measure import PeakMemory, in_subprocess, threads
@@ -28,7 +31,7 @@ from benchmarks.trials import Row, kept
 from gsfields import config as configuration
 from gsfields.data.dataset import Dataset
 from gsfields.data.segments import SegmentSource, open_segments, open_truth
-from gsfields.evaluate.panoptic import SIZE, PanopticScores, evaluate_run_folder
+from gsfields.evaluate.panoptic import SIZE, PanopticScores, evaluate_maps, evaluate_run_folder
 from gsfields.files import to_json
 from gsfields.fit import instance_runs, runs
 from gsfields.fit.checkpoint import Checkpoint
@@ -261,6 +264,24 @@ def tracking(trial: Trial) -> dict[str, Row]:
     return {title: compact(evaluate) | more for title, (evaluate, more) in found.items()}
 
 
+def ceiling(trial: Trial) -> dict[str, Row]:
+    """What the geometry lets any field reach: true ids lifted to its Gaussians from the training views, and rendered.
+
+    For rooms, in which a thing is what has an id.
+    """
+    prepare(trial)
+    room = Room.of(trial, trial.prepared)
+    views, dataset = room.views(trial.config.field.plan_mib << 20), room.dataset
+    true = {i: found.ids.long() for i in dataset.train if (found := room.truth.of(dataset.views[i]))}
+    count = 1 + max(int(ids.max()) for ids in true.values())
+    sums = torch.zeros(len(views), count)
+    for index, ids in true.items():
+        sums += views.lift(index, one_hot(ids, count).float()).sums
+    shares = sums / sums.sum(dim=1, keepdim=True).clamp_min(1e-9)
+    shown = {dataset.views[i].stem: views.blend(i, shares).argmax(dim=-1) for i in dataset.test}
+    return {"": compact(partial(evaluate_maps, lambda stem: (shown[stem], None), room.truth, room.test))}
+
+
 def variance(trial: Trial) -> dict[str, Row]:
     """The noise of the loss's gradient while the field is trained."""
     prepare(trial)
@@ -274,6 +295,7 @@ TRIALS = {
     "train": train,
     "track": tracking,
     "variance": variance,
+    "ceiling": ceiling,
 }
 
 

@@ -26,7 +26,6 @@ from gsfields.fields.clustering import ClusterOptions, drawn, labeller
 from gsfields.files import written_whole
 
 THING = 1  # the class of everything where there are no classes (gsfields.data.segments.Classes)
-RELEASED_SIZES = tuple(range(10, 201, 10))  # of Messy Rooms; elsewhere 250, 300, ... 3000; of 50,000 samples
 _TOGETHER = 0.5  # objects whose segments agree more are one
 _AS_GOOD = 0.005  # of per-frame PQ: sizes of clusters that differ by less are as good
 _DISTANCES = 1 << 20  # held at once by `assign`

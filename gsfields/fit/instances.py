@@ -234,16 +234,9 @@ class ClassTrainer:
 
 
 @torch.no_grad()
-def embeddings_in(views: FrozenViews, index: int, theta: Tensor, *, normalise: bool = True) -> Tensor:
-    """θ [N, D] as an image [H, W, D], over alpha unless told otherwise."""
-    image = views.blend(index, theta)
-    return image / views.alpha(index).clamp_min(_TINY)[..., None] if normalise else image
-
-
-@torch.no_grad()
-def classes_in(views: FrozenViews, index: int, probabilities: Tensor) -> Tensor:
-    """[H, W] int64: the column of the most probable class."""
-    return views.blend(index, probabilities).argmax(dim=-1)
+def embeddings_in(views: FrozenViews, index: int, theta: Tensor) -> Tensor:
+    """θ [N, D] as an image [H, W, D], over alpha."""
+    return views.blend(index, theta) / views.alpha(index).clamp_min(_TINY)[..., None]
 
 
 def spread_views(indices: list[int], count: int) -> Iterator[int]:

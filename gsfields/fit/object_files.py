@@ -241,11 +241,6 @@ def pick(ids: Tensor, x: int, y: int) -> int:
     return int(ids[y, x])
 
 
-def gaussians_of(gaussian_ids: Tensor, object_id: int) -> Tensor:
-    """bool [N]: the Gaussians of an object; none for id 0, which is no object."""
-    return (gaussian_ids == object_id) & (gaussian_ids > 0)
-
-
 # ----------------------------------------------------------------------------------------------------------- colours
 
 

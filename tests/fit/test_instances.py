@@ -9,7 +9,6 @@ from gsfields.data.segments import open_segments, write_ids
 from gsfields.fit.instances import (
     ClassTrainer,
     InstanceTrainer,
-    classes_in,
     embeddings_in,
     lifted_votes,
     sampling_weights,
@@ -208,7 +207,7 @@ def test_what_a_view_shows_of_the_embeddings(parts):
     image, alpha = embeddings_in(views, 4, theta), views.alpha(4)
     solid = alpha > 0.5
     torch.testing.assert_close(image[solid], theta[0].expand(int(solid.sum()), 3), rtol=2e-3, atol=2e-3)
-    plain = embeddings_in(views, 4, theta, normalise=False)
+    plain = views.blend(4, theta)
     torch.testing.assert_close(plain, alpha[..., None] * theta[0], rtol=2e-3, atol=2e-3)
 
 
@@ -222,7 +221,7 @@ def test_votes_tell_things_from_stuff(parts):
     seen = sum(views.lift(i, torch.ones(24, 32, 1)).total for i in labels.indices) > 1
     thing = ROOM.owners > 0
     assert (votes.argmax(dim=1) == thing.long())[seen].float().mean() > 0.93
-    image = classes_in(views, TEST[0], votes)
+    image = views.blend(TEST[0], votes).argmax(dim=-1)
     _, truth = ROOM.photo(TEST[0])
     assert (image == (truth > 0)).float().mean() > 0.95
 
@@ -253,7 +252,7 @@ def test_classes_get_no_worse_by_training(parts):
     made.run(progress=False)
     _, truth = ROOM.photo(TEST[1])
     before, after = (
-        (classes_in(views, TEST[1], p) == (truth > 0)).float().mean()
+        (views.blend(TEST[1], p).argmax(dim=-1) == (truth > 0)).float().mean()
         for p in (lifted_votes(views, labels), made.probabilities())
     )
     assert after >= before - 0.003 and after > 0.97
