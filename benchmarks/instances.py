@@ -36,7 +36,7 @@ QUICK: dict[str, Any] = {
     "jobs": 1,
 }  # fmt: skip
 QUICK_FIELD = (("field.steps", "60"), ("class_steps", "20"), ("split_steps", "20"), ("pixels", "64"))
-USUAL: dict[str, Any] = {"seeds": "0-2", "size": 128, "steps": GEOMETRY_STEPS, "minutes": 3.0, "jobs": 2}
+USUAL: dict[str, Any] = {"seeds": "0-2", "size": 128, "minutes": 3.0, "jobs": 2}
 ONE_SEED = ("speed", "scale")
 
 
@@ -120,7 +120,7 @@ def settings_of(asked: argparse.Namespace) -> Settings:
         "objects": parse_seeds(values["objects"], "objects"),
     }
     settings = Settings(**{f.name: values[f.name] for f in dataclasses.fields(Settings)})
-    if min(settings.jobs, settings.steps, settings.minutes) <= 0:
+    if min(settings.jobs, 1 if settings.steps is None else settings.steps, settings.minutes) <= 0:
         raise ValueError("jobs, steps and minutes must be positive")
     if asked.study == "speed" and len(settings.seeds) > 1:
         raise ValueError(f"speed is measured on one room per number of objects, but seeds are {asked.seeds}")
@@ -144,7 +144,9 @@ def _described(s: Settings) -> str:
     configuration.apply(config, s.overrides)
     seeds, field = ", ".join(map(str, s.seeds)), config.field
     steps = f"{field.steps} steps of {field.pixels} pixels, D = {field.dim} where not said otherwise"
-    return f"{s.size}x{s.size} pixels, seeds {seeds}, geometry of {s.steps} steps, then {steps}"
+    fits = {str(room.objects): room.steps or room.usual(GEOMETRY_STEPS) for room in s.rooms()}
+    geometry = " / ".join(map(str, dict.fromkeys(fits.values())))
+    return f"{s.size}x{s.size} pixels, seeds {seeds}, geometry of {geometry} steps, then {steps}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -164,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--size", type=int, help="pixels along each side (default 128)")
     parser.add_argument("--views", type=int, help="of a room (default: a share of the paper's, all at 500)")
-    parser.add_argument("--steps", type=int, help=f"of the geometry (default {GEOMETRY_STEPS})")
+    parser.add_argument("--steps", type=int, help="of the geometry (default 4,000; 12,000 at 500)")
     parser.add_argument("--gaussians", type=int, help="at most (default: by the number of objects)")
     parser.add_argument("--minutes", type=float, help="speed: of the neural field's geometry (default 3)")
     parser.add_argument(

@@ -32,8 +32,8 @@ GEOMETRY = "geometry"  # the row of a room's fit
 
 VIEWS_SHARE = {25: 6, 50: 6, 100: 3, 500: 1}  # rooms have the paper's number of views over this, by objects
 LARGEST = 500
-CAPACITY = {25: 30_000, 50: 30_000, 100: 45_000, 500: 60_000}  # Gaussians at most, by objects
-GEOMETRY_STEPS = 4000
+CAPACITY = {25: 30_000, 50: 30_000, 100: 45_000, 500: 150_000}  # Gaussians at most, by objects
+GEOMETRY_STEPS = {25: 4000, 50: 4000, 100: 4000, 500: 12_000}  # of the geometry's fit, by objects
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Room:
     objects: int
     size: int  # pixels along each side
     views: int | None = None  # None: by VIEWS_SHARE
-    steps: int = GEOMETRY_STEPS
+    steps: int | None = None  # None: by GEOMETRY_STEPS
     gaussians: int | None = None  # at most; None: by CAPACITY
 
     @property
     def config(self) -> MessyConfig:
         room = MessyConfig(self.seed, self.objects, width=self.size, height=self.size)
-        views = self.views or room.view_count // self._near(VIEWS_SHARE)
+        views = self.views or room.view_count // self.usual(VIEWS_SHARE)
         return MessyConfig(self.seed, self.objects, views, width=self.size, height=self.size)
 
     @property
@@ -69,11 +69,13 @@ class Room:
     @property
     def fit(self) -> list[tuple[str, str]]:
         """Of the default recipe, what this room's geometry is fitted with."""
-        most = self.gaussians or self._near(CAPACITY)
-        chosen = {"steps": self.steps, "max_gaussians": most, "random_count": most // 3, "eval_every": 0}
+        most = self.gaussians or self.usual(CAPACITY)
+        steps = self.steps or self.usual(GEOMETRY_STEPS)
+        chosen = {"steps": steps, "max_gaussians": most, "random_count": most // 3, "eval_every": 0}
         return [(name, str(value)) for name, value in chosen.items()]
 
-    def _near(self, by_objects: dict[int, int]) -> int:
+    def usual(self, by_objects: dict[int, int]) -> int:
+        """What the number of objects nearest to this room's has."""
         return by_objects[min(by_objects, key=lambda known: abs(known - self.objects))]
 
 
@@ -85,7 +87,7 @@ class Settings:
     objects: tuple[int, ...]
     size: int
     views: int | None
-    steps: int  # of the geometry
+    steps: int | None  # of the geometry
     gaussians: int | None
     overrides: Overrides  # of InstancesConfig, for all trials
     minutes: float  # of processor time for the geometry of the neural field (speed)
