@@ -36,7 +36,7 @@ class FieldConfig:
     model: Literal["gaussians", "position"] = described(
         "gaussians", "an embedding for each Gaussian, or a network of its position (as the paper)"
     )
-    dim: int = described(8, "D, numbers of an embedding (paper: 3 for many objects, 24 else)", low=1)
+    dim: int = described(16, "D, numbers of an embedding (paper: 3 for many objects, 24 else)", low=1)
     start: Literal["positions", "random"] = described(
         "positions", "where embeddings of Gaussians begin: at their places, or anywhere"
     )

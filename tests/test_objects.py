@@ -208,12 +208,25 @@ def test_a_tree_cut_again_is_as_a_new_fit(single, monkeypatch):
     assert len({int(cut(size)[0].max()) for size in sizes}) > 2
 
 
+def test_a_loose_whole_does_not_hide_its_parts():
+    """Two clouds that touch: allowed to, HDBSCAN takes them for one, as it does many objects that lie close."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(600, 2, generator=generator) + torch.tensor([[0.0, 0.0], [4.0, 0.0]]).repeat(
+        300, 1
+    )
+    both = [
+        cluster(features, options=ClusterOptions(min_cluster_size=100, allow_single_cluster=single))
+        for single in (True, False)
+    ]
+    assert [len(found) for found in both] == [1, 2]
+
+
 def test_released_space():
     """Scaled, a dimension of small range counts as much as another; outliers do not squash the rest."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(600, 2, generator=generator) * torch.tensor([10.0, 0.01])
     features[300:, 1] += 1  # told apart by the second only
-    options = ClusterOptions(min_cluster_size=100)
+    options = ClusterOptions(min_cluster_size=100, allow_single_cluster=True)
     assert len(cluster(features, options=options)) == 1
     scaled = cluster(features, options=replace(options, scale=True))
     assert sorted(scaled.centroids[:, 1].round().tolist()) == [0, 1]  # in the original space

@@ -37,7 +37,9 @@ class ClusterOptions:
     samples: int = 20_000  # that are clustered at most, of all classes together; the paper has 100,000
     min_samples: int = 5  # neighbours, itself included, that set the density about a sample (HDBSCAN)
     radius: float | None = None  # of DBSCAN (eps) and MeanShift (bandwidth); None: see `_radius`
-    allow_single_cluster: bool = True  # HDBSCAN may find that all is one object
+    allow_single_cluster: bool = (
+        False  # HDBSCAN may say that all is one cluster although parts of it are, too
+    )
     scale: bool = False  # cluster with each dimension scaled to [0, 1]
     drop_outliers: bool = False  # leave out samples beyond 3 standard deviations in any dimension
     seed: int = 0  # of the choice of samples
@@ -55,7 +57,14 @@ class ClusterOptions:
 
 
 # As the released code has it (its min_samples is 1, the sample itself not counted)
-RELEASED = ClusterOptions(min_cluster_size=500, samples=50_000, min_samples=2, scale=True, drop_outliers=True)
+RELEASED = ClusterOptions(
+    min_cluster_size=500,
+    samples=50_000,
+    min_samples=2,
+    allow_single_cluster=True,
+    scale=True,
+    drop_outliers=True,
+)
 
 
 def drawn(count: int, options: ClusterOptions) -> np.ndarray:

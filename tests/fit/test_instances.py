@@ -165,14 +165,14 @@ def test_a_network_of_the_position_is_reproducible_too(parts):
     "changes",
     [
         {},
-        {"dim": 8},
+        {"dim": 3},
         {"start": "random", "dim": 4},
         {"form": "paper"},
         {"kernel": "plain"},
         {"loss": "vanilla", "form": "paper"},
         {"loss": "associative"},
         {"loss": "margin"},
-        {"loss": "dino", "start": "random"},
+        {"loss": "dino", "start": "random", "dim": 8},
     ],
     ids=str,
 )
