@@ -86,6 +86,9 @@ class ObjectsConfig:
         0.2, "a pixel may be of an object if segments claim it in a larger share of its views", low=0, high=1
     )
     evenness: float = described(1.0, "as field.balance, for the pixels that are clustered", low=0, high=1)
+    place: float = described(
+        0.25, "weight of where things lie beside their embeddings (0: embeddings only, as the paper)", low=0
+    )
     merge: bool = described(True, "clusters that 2D segments take for one are one object")
     min_samples: int = described(5, "neighbours that set the density about a sample", low=1)
     scale: bool = described(False, "scale each dimension to [0, 1] first, as the released code does")

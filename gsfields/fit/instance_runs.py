@@ -191,7 +191,9 @@ def _make_objects(
     config: ObjectsConfig,
     say: Say,
 ) -> object_files.ObjectTable:
-    objects = recognition.find_objects(views, field, source, config, say)
+    labels = None if source is None else Labels(source, views.dataset, views.dataset.train)
+    field = recognition.located(views, field, labels, config)
+    objects = recognition.find_objects(views, field, labels, config, say)
     objects.save(run / FOLDER / "objects.safetensors")
     gaussian_ids = recognition.objects_of_gaussians(views, field, objects)
     maps = recognition.maps_of_views(views, field, objects, source)

@@ -120,19 +120,54 @@ class Likely:
 # ---------------------------------------------------------------------------------------------- what there is
 
 
+def located(
+    views: FrozenViews, field: FittedField, labels: Labels | None, config: ObjectsConfig
+) -> FittedField:
+    """The field with each Gaussian's place beside its embedding, [N, D + 3], for clustering and recognition.
+
+    Losses compare what is seen together. Two objects that no view shows together may get the same embedding, and do if
+    there are many. Places tell them apart: in units in which a 2D segment is, in the median, `config.place` times as
+    wide as it is in the space of the embeddings, neighbours differ little and what is far apart much.
+    """
+    if field.identifiers or labels is None or config.place == 0:
+        return field
+    both = dataclasses.replace(field, theta=torch.cat((field.theta, views.gaussians().means.detach()), dim=1))
+    dim, widths = field.theta.shape[1], []
+    for index in spread_views(labels.indices, _JUDGES):
+        found, usable = _Samples.of_view(views, index, both, config)
+        widths += _widths(found.features, labels.of(index).ids[usable], dim)
+    if not widths:
+        return field
+    embedding, place = torch.tensor(widths).median(dim=0).values.tolist()
+    weight = config.place * embedding / max(place, 1e-12)
+    return dataclasses.replace(field, theta=torch.cat((field.theta, weight * both.theta[:, dim:]), dim=1))
+
+
+def _widths(features: Tensor, ids: Tensor, dim: int) -> list[tuple[float, float]]:
+    """Of each segment of 10 pixels or more: root mean square distances from its middle, in the first dim dimensions
+    and in the others.
+    """
+    found = []
+    for segment in ids.unique().tolist():
+        own = features[ids == segment]
+        if segment > 0 and len(own) >= 10:
+            squares = (own - own.mean(dim=0)).square().mean(dim=0)
+            found.append((float(squares[:dim].sum().sqrt()), float(squares[dim:].sum().sqrt())))
+    return found
+
+
 def find_objects(
     views: FrozenViews,
     field: FittedField,
-    source: SegmentSource | None,
+    labels: Labels | None,
     config: ObjectsConfig,
     say: Say = print,
 ) -> Objects:
     """The objects of a field: clusters of the embeddings of pixels that may show things, of some training views.
 
-    source: the 2D segments, which choose the smallest size of a cluster if config.min_size is 0, and tell which
+    labels: the 2D segments, which choose the smallest size of a cluster if config.min_size is 0, and tell which
     clusters are one object if config.merge.
     """
-    labels = None if source is None else Labels(source, views.dataset, views.dataset.train)
     samples = _Samples.drawn(views, field, labels, config)
     if len(samples.features) < 2:
         say("no pixel shows a thing: no objects")

@@ -10,9 +10,11 @@ import torch
 pytest.importorskip("sklearn", reason="clustering needs scikit-learn")
 from gsfields.data.segments import write_ids
 from gsfields.fields.objects import Objects
-from gsfields.fit.recognition import FittedField, recognised
+from gsfields.fit.instance_runs import make_objects
+from gsfields.fit.recognition import FittedField, _widths, located, recognised
+from gsfields.instances_config import ObjectsConfig
 from tests.fit.test_instance_runs import fit, scores
-from tests.fit.tiny_room import TinyRoom, shuffled
+from tests.fit.tiny_room import TinyRoom, opened, shuffled
 
 ROOM = TinyRoom()
 # two objects, the second found in four views of ten; stuff 4, things 7 and 2
@@ -65,3 +67,48 @@ def test_an_object_that_most_views_miss_is_found(tmp_path):
     found = scores(run)["objects"]
     assert found["rq"] == 1 and found["pq"] > 0.85
     assert len(fit(run, tmp_path / "ids", overwrite=True, found=0.5)) == 2
+
+
+def test_places_tell_apart_what_embeddings_do_not(tmp_path):
+    """All embeddings are alike but for noise: objects that lie apart are told apart by their places, and only so."""
+    data = ROOM.write(tmp_path / "data")
+    run = ROOM.run(tmp_path / "run", data)
+    fit(run)
+    path = run / "instances" / "field.safetensors"
+    field = FittedField.load(path)
+    alike = 0.01 * torch.randn(field.theta.shape, generator=torch.Generator().manual_seed(0))
+    dataclasses.replace(field, theta=alike).save(path)
+    assert len(make_objects(run, [("place", "4"), ("merge", "false")], say=lambda line: None)) == 3
+    assert scores(run)["objects"]["rq"] == 1
+    make_objects(run, [("place", "0")], say=lambda line: None)
+    assert scores(run)["objects"]["rq"] < 0.9
+
+
+def test_places_are_as_wide_as_they_are_told(tmp_path):
+    """A 2D segment's width in the added dimensions, in the median, is `place` times that in the others."""
+    data = ROOM.write(tmp_path / "data")
+    _, views, labels = opened(ROOM, data)
+    field = FittedField(
+        torch.randn(len(views), 4, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([[0.0, 1.0]]).expand(len(views), 2).contiguous(), (0, 1), (1,), "",
+    )  # fmt: skip
+    config = ObjectsConfig(place=0.5)
+    wide = located(views, field, labels, config).theta
+    assert torch.equal(wide[:, :4], field.theta)
+    scale = (wide[:, 4:] / views.gaussians().means).median()
+    torch.testing.assert_close(wide[:, 4:], scale * views.gaussians().means)
+    double = located(views, field, labels, dataclasses.replace(config, place=1.0)).theta
+    torch.testing.assert_close(double[:, 4:], 2 * wide[:, 4:])
+    pixels = torch.randn(60, 7, generator=torch.Generator().manual_seed(1))
+    ((first, other),) = _widths(
+        pixels, torch.tensor([3, 0, 5]).repeat_interleave(torch.tensor([30, 25, 5])), 4
+    )
+    own = pixels[:30] - pixels[:30].mean(dim=0)
+    assert first == pytest.approx(float(own[:, :4].square().sum(dim=1).mean().sqrt()))
+    assert other == pytest.approx(float(own[:, 4:].square().sum(dim=1).mean().sqrt()))
+    for same in (
+        located(views, field, None, config),
+        located(views, field, labels, ObjectsConfig(place=0.0)),
+        located(views, dataclasses.replace(field, identifiers=True), labels, config),
+    ):
+        assert same.theta.shape[1] == 4
