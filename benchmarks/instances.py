@@ -144,8 +144,8 @@ def _described(s: Settings) -> str:
     configuration.apply(config, s.overrides)
     seeds, field = ", ".join(map(str, s.seeds)), config.field
     steps = f"{field.steps} steps of {field.pixels} pixels, D = {field.dim} where not said otherwise"
-    fits = {str(room.objects): room.steps or room.usual(GEOMETRY_STEPS) for room in s.rooms()}
-    geometry = " / ".join(map(str, dict.fromkeys(fits.values())))
+    fits = dict.fromkeys(room.steps or room.usual(GEOMETRY_STEPS) for room in s.rooms())
+    geometry = " / ".join(map(str, fits))
     return f"{s.size}x{s.size} pixels, seeds {seeds}, geometry of {geometry} steps, then {steps}"
 
 

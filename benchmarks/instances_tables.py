@@ -146,7 +146,7 @@ def losses(rows: Rows) -> str:
             ABOUT,
             "## Targets",
             table([above, "goal", "mean over rooms", "the worst"], _targets(rows, lambda title: title)),
-            "## Targets, by clusters that the 2D segments do not merge (as in the paper)",
+            "## Targets, by clusters as in the paper, which have no places and are not merged",
             table([above, "goal", "mean over rooms", "the worst"], _targets(rows, alone)),
             "Tracking: the best method by its mean, each with the threshold and depth that score best in each room.",
             "## PQ by the number of objects",

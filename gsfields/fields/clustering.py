@@ -37,9 +37,7 @@ class ClusterOptions:
     samples: int = 20_000  # that are clustered at most, of all classes together; the paper has 100,000
     min_samples: int = 5  # neighbours, itself included, that set the density about a sample (HDBSCAN)
     radius: float | None = None  # of DBSCAN (eps) and MeanShift (bandwidth); None: see `_radius`
-    allow_single_cluster: bool = (
-        False  # HDBSCAN may say that all is one cluster although parts of it are, too
-    )
+    allow_single_cluster: bool = False  # HDBSCAN may take all for one cluster although parts are, too
     scale: bool = False  # cluster with each dimension scaled to [0, 1]
     drop_outliers: bool = False  # leave out samples beyond 3 standard deviations in any dimension
     seed: int = 0  # of the choice of samples

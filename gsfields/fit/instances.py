@@ -19,7 +19,7 @@ from gsfields.instances_config import FieldConfig
 from gsfields.losses import contrastive
 
 _TINY = 1e-6
-_UNSEEN_THING = 0.05
+_UNSEEN_THING = 0.05  # probability of a thing where no label says anything
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,9 @@ class FittedField:
     class_ids: tuple[int, ...]  # [K]
     things: tuple[int, ...]  # those of them that have instances
     segments: str  # where the 2D segments are
-    identifiers: bool = False  # θ are logits of identifiers (linear assignment), not places to be clustered
+    identifiers: bool = (
+        False  # θ are logits of identifiers (linear assignment), not embeddings to be clustered
+    )
 
     def class_at(self, columns: Tensor) -> Tensor:
         """int32: the class id of each column of the probabilities."""
@@ -114,7 +116,7 @@ class Likely:
 
     thing: Tensor  # [...] the share of the classes that have instances
     thing_column: Tensor  # [...] int64, the best of them (of all, if there are none)
-    stuff_column: Tensor  # [...] int64, and of the others
+    stuff_column: Tensor  # [...] int64, and of the others (likewise)
 
 
 # ---------------------------------------------------------------------------------------------- what there is
