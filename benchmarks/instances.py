@@ -143,10 +143,11 @@ def _described(s: Settings) -> str:
     config = InstancesConfig()
     configuration.apply(config, s.overrides)
     seeds, field = ", ".join(map(str, s.seeds)), config.field
-    steps = f"{field.steps} steps of {field.pixels} pixels, D = {field.dim} where not said otherwise"
+    steps = f"{field.steps} steps" if field.steps else "1000 steps, or 3 for each view if more,"
+    learnt = f"{steps} of {field.pixels} pixels, D = {field.dim} where not said otherwise"
     fits = dict.fromkeys(room.steps or room.usual(GEOMETRY_STEPS) for room in s.rooms())
     geometry = " / ".join(map(str, fits))
-    return f"{s.size}x{s.size} pixels, seeds {seeds}, geometry of {geometry} steps, then {steps}"
+    return f"{s.size}x{s.size} pixels, seeds {seeds}, geometry of {geometry} steps, then {learnt}"
 
 
 def _parser() -> argparse.ArgumentParser:

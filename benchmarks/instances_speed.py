@@ -37,6 +37,7 @@ from gsfields.fit.instances import Batch
 from gsfields.fit.labels import Labels
 from gsfields.instances_config import FieldConfig, InstancesConfig
 from gsfields.losses import contrastive
+from gsfields.plans import Plan
 
 IDENTIFIERS = (64, 128, 256, 1024)
 OURS = "slow-fast, {} objects"
@@ -182,16 +183,6 @@ def _whole_loss(config: FieldConfig) -> tensorf.Loss:
 # ------------------------------------------------------------------------------------------------ what a step costs
 
 
-class Handed:
-    """Stands for the views where a loss asks for what is already blended."""
-
-    def __init__(self, blended: Tensor) -> None:
-        self.blended = blended
-
-    def blend(self, index: int, values: Tensor, pixels: Tensor | None = None) -> Tensor:
-        return self.blended
-
-
 def parts(contest: Contest) -> dict[str, Timed]:
     """The stages of one step of ours, and the whole."""
     trainer = contest.trainer()
@@ -202,24 +193,29 @@ def parts(contest: Contest) -> dict[str, Timed]:
             round_index += 1
         return found
 
-    def blended(of: Batch) -> Tensor:
-        return trainer.views.blend(of.view, trainer.field.both(), of.pixels)
+    def values(round_index: int) -> tuple[Plan, Tensor, Batch]:
+        of = batch(round_index)
+        plan, rows = trainer.views.drawn(of.view)
+        return plan, trainer.field.both(rows).detach().requires_grad_(), of
+
+    def blended(given: tuple[Plan, Tensor, Batch]) -> Tensor:
+        plan, both, of = given
+        return plan.blend(both, pixels=of.pixels)
 
     def graph(round_index: int) -> tuple[Tensor, Tensor]:
-        image = blended(batch(round_index))
+        image = blended(values(round_index))
         return image, torch.randn_like(image)
 
     def leaf(round_index: int) -> tuple[Batch, Tensor]:
-        of = batch(round_index)
-        return of, blended(of).detach().requires_grad_()
+        given = values(round_index)
+        return given[2], blended(given).detach().requires_grad_()
 
     def loss(given: tuple[Batch, Tensor]) -> None:
-        of, values = given
-        own, trainer.views = trainer.views, Handed(values)  # type: ignore[assignment]
-        try:
-            trainer.loss(of).backward()
-        finally:
-            trainer.views = own
+        trainer.loss_of(*given).backward()
+
+    def rows_of(round_index: int) -> Tensor:
+        trainer.field.follow()
+        return trainer.views.drawn(batch(round_index).view)[1]
 
     def with_gradients(round_index: int) -> None:
         trainer.optimizer.zero_grad(set_to_none=True)
@@ -228,8 +224,9 @@ def parts(contest: Contest) -> dict[str, Timed]:
     return {
         "the whole step": Timed(lambda _: trainer.train_step()),
         "sampling": Timed(batch),
-        "slow embeddings follow": Timed(lambda _: trainer.field.follow(trainer.config.momentum)),
-        "blend": Timed(blended, batch),
+        "plan": Timed(lambda of: trainer.views.drawn(of.view), batch),
+        "embeddings, fast and slow": Timed(trainer.field.both, rows_of),
+        "blend": Timed(blended, values),
         "loss, both ways": Timed(loss, leaf),
         "gradient of the blend": Timed(lambda g: g[0].backward(g[1]), graph),
         "Adam": Timed(lambda _: trainer.optimizer.step(), with_gradients),

@@ -23,7 +23,7 @@ BARE = "slow-fast"
 RELEASED = "slow-fast + concentration, as released"
 PAPER = "slow-fast + concentration, as in the paper"
 VANILLA = ("vanilla, as released", "vanilla, as in the paper", "vanilla, one exponential")
-SHORT = f"{VANILLA[0]}, 300 steps"
+SHORT = f"{VANILLA[0]}, 500 steps"
 ASSIGNMENT = "linear assignment"
 CEILING = "true ids on this geometry"
 FLAT = "2D segments"
@@ -181,7 +181,7 @@ def _losses(objects: int) -> dict[str, Variant]:
         VANILLA[0]: (vanilla, *released),
         VANILLA[1]: (vanilla, *paper),
         VANILLA[2]: (vanilla, ("form", "paper"), ("kernel", "plain")),  # at our temperature
-        SHORT: (vanilla, *released, ("steps", "300")),  # no more time than slow-fast takes
+        SHORT: (vanilla, *released, ("steps", "500")),  # no more time than slow-fast takes
         "associative": (("loss", "associative"),),
         "margin": (("loss", "margin"),),
     }

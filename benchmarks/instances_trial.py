@@ -206,8 +206,8 @@ def train(trial: Trial) -> dict[str, Row]:
     )
     shared = {
         "gaussians": len(views),
-        "steps": config.field.steps,
-        "iterations_per_second": config.field.steps / stages.seconds["field"],
+        "steps": trainer.steps,
+        "iterations_per_second": trainer.steps / stages.seconds["field"],
         "plans": dataclasses.asdict(views.report()),
         "prepared": shaped,
     }

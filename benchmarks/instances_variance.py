@@ -34,6 +34,10 @@ class ProbedTrainer(InstanceTrainer):
     def loss(self, batch: Batch) -> Tensor:
         return self._loss(batch)
 
+    def loss_of(self, batch: Batch, blended: Tensor) -> Tensor:
+        """Where its pixels are blended already."""
+        return self._loss_of(batch, blended)
+
     def gradient(self, index: int) -> Tensor | None:
         """Of the loss on newly drawn pixels of a view with respect to the fast embeddings, [N D]; None where there are
         no pixels.
@@ -42,7 +46,8 @@ class ProbedTrainer(InstanceTrainer):
         if batch is None:
             return None
         learnt = [p for p in self.field.parameters() if p.requires_grad]
-        return torch.cat([g.flatten() for g in torch.autograd.grad(self.loss(batch), learnt)])
+        gradients = torch.autograd.grad(self.loss(batch), learnt)
+        return torch.cat([(g.to_dense() if g.is_sparse else g).flatten() for g in gradients])
 
     def noise(self, index: int) -> tuple[float, float] | None:
         """(variance, noise) on a view; what follows draws the same pixels as if nobody had asked."""
@@ -64,7 +69,7 @@ def gradient_variance(views: FrozenViews, labels: Labels, config: FieldConfig) -
     chosen = list(spread_views(labels.indices, VIEWS))
     row: Row = {"steps": [], "variance": [], "noise": []}
     for share in SHARES:
-        while trainer.step < round(share * config.steps):
+        while trainer.step < round(share * trainer.steps):
             trainer.train_step()
         measured = [both for index in chosen if (both := trainer.noise(index)) is not None]
         if measured and trainer.step not in row["steps"]:

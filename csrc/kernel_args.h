@@ -131,4 +131,29 @@ struct SsimArgs {
   S* v_image1;
 };
 
+// A step of Adam on some rows of a table.
+template <class S>
+struct AdamArgs {
+  int64_t dim;
+  S *table, *first, *second, *powers;  // [N,D]; of each row both betas to the power of its steps [N,2]
+  const int64_t* rows;                 // [M], each once
+  const S* grads;                      // [M,D]
+  S rate, beta1, beta2, eps;
+};
+
+// Embeddings of pixels compared with those of others (losses/pairs.py): exp(-x) or, of two exponentials, exp(exp(-x))
+// is what a pair counts, x being the distance or its square times the sharpness.
+template <class S>
+struct ContrastArgs {
+  int64_t pixels, others, dim;
+  const S *features, *other_features;        // [P,D] [Q,D]
+  const int32_t *segments, *other_segments;  // [P] [Q], from 0
+  bool squared, two_exponentials;
+  bool own_partner;                  // where others are the pixels: whether one is its own partner
+  S sharpness, partner_sharpness;    // of pairs of two segments, and of one
+  S *losses, *logsums;               // [P]; [P,2] of what all count and of what partners count
+  const S* v_losses;                 // backward
+  S *v_features, *v_other_features;  // as the inputs; the latter or null
+};
+
 }  // namespace gsfields

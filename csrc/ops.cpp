@@ -4,7 +4,9 @@
 
 #include "cpu/stages.h"
 #include "per_gaussian.h"
+#include "per_pair.h"
 #include "per_pixel.h"
+#include "per_row.h"
 
 namespace gsfields {
 
@@ -119,6 +121,18 @@ struct Cpu {
   static void ssim(const Ssim&, const SsimArgs<S>& a, int64_t images, bool backward) {
     cpu::ssim(a, images, backward, torch_threads());
   }
+
+  template <class S>
+  static void adam_rows(const AdamArgs<S>& a, int64_t rows) {
+    const auto& kernel = cpu::kernels().of<S>();
+    cpu::parallel_ranges(torch_threads(), rows, 512,
+                         [&](int64_t begin, int64_t end) { kernel.adam_rows(a, begin, end); });
+  }
+
+  template <class S>
+  static void contrast(const ContrastArgs<S>& a, bool backward) {
+    cpu::contrast(a, backward, torch_threads());
+  }
 };
 
 // ---- instruction sets ----------------------------------------------------------------------------------------------
@@ -177,6 +191,17 @@ STABLE_TORCH_LIBRARY(gsfields, m) {
       "bool per_view, bool total, bool deterministic) -> (Tensor sums, Tensor total)");
   m.def("ssim(Tensor image1, Tensor image2) -> (Tensor map, Tensor d_mu, Tensor d_var, Tensor d_cov)");
   m.def("ssim_backward(Tensor image1, Tensor image2, Tensor d_mu, Tensor d_var, Tensor d_cov, Tensor v_map) -> Tensor");
+  m.def(
+      "contrast(Tensor features, Tensor others, Tensor segments, Tensor other_segments, bool squared, "
+      "bool two_exponentials, float temperature, float partner_temperature, bool own_partner) -> "
+      "(Tensor losses, Tensor logsums)");
+  m.def(
+      "contrast_backward(Tensor features, Tensor others, Tensor segments, Tensor other_segments, Tensor logsums, "
+      "Tensor v_losses, bool squared, bool two_exponentials, float temperature, float partner_temperature, "
+      "bool own_partner, bool to_others) -> (Tensor v_features, Tensor v_others)");
+  m.def(
+      "adam_rows(Tensor(a!) table, Tensor(b!) first, Tensor(c!) second, Tensor(d!) powers, Tensor rows, Tensor grads, "
+      "float rate, float beta1, float beta2, float eps) -> ()");
   m.def("cpu_isa() -> int");
   m.def("cpu_isa_available(int isa) -> bool");
   m.def("set_cpu_isa(int isa) -> ()");
@@ -195,6 +220,9 @@ STABLE_TORCH_LIBRARY_IMPL(gsfields, CPU, m) {
   m.impl("lift", TORCH_BOX(&gsfields::lift<gsfields::Cpu>));
   m.impl("ssim", TORCH_BOX(&gsfields::ssim<gsfields::Cpu>));
   m.impl("ssim_backward", TORCH_BOX(&gsfields::ssim_backward<gsfields::Cpu>));
+  m.impl("adam_rows", TORCH_BOX(&gsfields::adam_rows<gsfields::Cpu>));
+  m.impl("contrast", TORCH_BOX(&gsfields::contrast<gsfields::Cpu>));
+  m.impl("contrast_backward", TORCH_BOX(&gsfields::contrast_backward<gsfields::Cpu>));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gsfields, CompositeExplicitAutograd, m) {

@@ -43,7 +43,9 @@ class FieldConfig:
     joint: bool = described(
         False, "go on fitting the photos while embeddings are learnt, which do not move the geometry"
     )
-    steps: int = described(1000, "optimisation steps, each on pixels of one image", low=1)
+    steps: int = described(
+        0, "optimisation steps, each on pixels of one image (0: 1,000, or 3 for each view if more)", low=0
+    )
     pixels: int = described(2048, "pixels of a step, half of them fast and half slow", low=2)
     rate: float = described(2e-2, "learning rate at the start", low=0)
     rate_end: float = described(0.1, "and at the end, times that at the start", low=0, high=1)
@@ -80,8 +82,10 @@ class ObjectsConfig:
 
     method: Literal["hdbscan", "dbscan", "meanshift"] = described("hdbscan", "of clustering")
     min_size: int = described(0, "smallest cluster, in sampled pixels (0: chosen by a sweep)", low=0)
-    samples: int = described(20_000, "pixels that are clustered, at most", low=10)
-    views: int = described(30, "views that they are drawn from, at most", low=1)
+    samples: int = described(
+        0, "pixels that are clustered, at most (0: 20,000, or 50 for each view if more)", low=0
+    )
+    views: int = described(0, "views that they are drawn from, at most (0: 30, or one in ten if more)", low=0)
     found: float = described(
         0.2, "a pixel may be of an object if segments claim it in a larger share of its views", low=0, high=1
     )

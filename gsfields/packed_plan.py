@@ -15,7 +15,7 @@ from torch import Tensor
 from gsfields import ops
 from gsfields.plans import Plan
 
-FORMAT = "gsfields plan 1"
+FORMAT = "gsfields plan 2"
 FLOATS = ("means2d", "depths", "conics", "opacities")
 
 
@@ -45,7 +45,8 @@ class PackedPlan:
     lists name them by their rank among these, in as few whole bytes as the largest needs.
 
     Tensors (M drawn Gaussians of all views, I' pairs, everything but floating point in bytes):
-        drawn [B * N / 8]: a bit for each Gaussian; counts [B * tiles, bytes] of the lists; ids [I', bytes];
+        gaps [M, bytes] from one drawn Gaussian among the B * N to the next, so that finding them costs no more where
+        most are not drawn; counts [B * tiles, bytes] of the lists; ids [I', bytes];
         and, unless they are to be projected again, means2d [M, 2], depths [M], conics [M, 3], opacities [M] as they
         were, and radii [M, 2, bytes].
     """
@@ -72,7 +73,7 @@ class PackedPlan:
         drawn[view, ids] = True
         rank = drawn.cumsum(1) - 1
         tensors = {
-            "drawn": to_bits(drawn.flatten()),
+            "gaps": to_bytes(F.pad(drawn.flatten().nonzero()[:, 0], (1, 0)).diff()),
             "counts": to_bytes(lengths),
             "ids": to_bytes(rank[view, ids]),
         }
@@ -93,7 +94,7 @@ class PackedPlan:
         """
         tensors = {name: t.to(self.device) for name, t in self.tensors.items()}
         views, count, width, height, batched = self.shape
-        drawn = from_bits(tensors["drawn"], views * count).nonzero().squeeze(1)
+        drawn = from_bytes(tensors["gaps"]).cumsum(0)
         if projected is None:
             rows = [*(tensors[name] for name in FLOATS), from_bytes(tensors["radii"])]
             projected = tuple(
@@ -110,6 +111,22 @@ class PackedPlan:
             ids = (drawn % count).int()[ids + first]
         offsets = F.pad(lengths.cumsum(0), (1, 0))
         return Plan(projected, width, height, batched=batched, lists=(ids, offsets))
+
+    def unpack_drawn(self) -> tuple[Plan, Tensor]:
+        """A plan of nothing but the M Gaussians that the pixels of its one view blend, and which these are: int64 [M].
+
+        What its blends cost does not depend on how many Gaussians the view does not show. Raises ValueError for a
+        plan of several views, or one that is to be projected again.
+        """
+        if self.shape.views != 1 or not self.has_geometry:
+            raise ValueError("unpack_drawn is for the plan of one view that holds its own projection")
+        tensors = {name: t.to(self.device) for name, t in self.tensors.items()}
+        drawn = from_bytes(tensors["gaps"]).cumsum(0)
+        rows = [*(tensors[name] for name in FLOATS), from_bytes(tensors["radii"])]
+        offsets = F.pad(from_bytes(tensors["counts"]).long().cumsum(0), (1, 0))
+        lists = (from_bytes(tensors["ids"]), offsets)
+        _, _, width, height, batched = self.shape
+        return Plan(tuple(r[None] for r in rows), width, height, batched=batched, lists=lists), drawn
 
     # ---- files ------------------------------------------------------------------------------------------------
 
@@ -171,15 +188,3 @@ def to_bytes(numbers: Tensor) -> Tensor:
 def from_bytes(packed: Tensor) -> Tensor:
     """The int32 numbers [...] of to_bytes()."""
     return F.pad(packed, (0, 4 - packed.shape[-1])).view(torch.int32).squeeze(-1)
-
-
-def to_bits(mask: Tensor) -> Tensor:
-    """Booleans [n] as bytes [n / 8], the first in the lowest bit."""
-    powers = 2 ** torch.arange(8, device=mask.device)
-    return (F.pad(mask, (0, -len(mask) % 8)).unflatten(0, (-1, 8)) * powers).sum(1).to(torch.uint8)
-
-
-def from_bits(packed: Tensor, count: int) -> Tensor:
-    """The booleans [count] of to_bits()."""
-    shifts = torch.arange(8, device=packed.device, dtype=torch.uint8)
-    return (packed.unsqueeze(1) >> shifts & 1).flatten()[:count].bool()

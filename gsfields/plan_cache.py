@@ -100,18 +100,16 @@ class PlanCache(Generic[Key]):
                 weakref.finalize(self, _remove, self._files)
 
     def __getitem__(self, key: Key) -> Plan:
-        if key in self._packed:
-            self._hits += 1
-            self._packed.move_to_end(key)
-            return self._packed[key].unpack(self._projected(key))
-        packed = self._from_disk(key)
-        if packed is not None:
-            self._disk_hits += 1
-        else:
-            packed = self._made(key)
-            self._misses += 1
-        self._keep(key, packed)
+        packed = self._find(key)
         return packed.unpack(self._projected(key))
+
+    def drawn(self, key: Key) -> tuple[Plan, Tensor]:
+        """A plan of the M Gaussians that pixels of the view blend, and which these are: int64 [M].
+
+        For values [N, C] its blend of values[drawn] is cache[key].blend(values), at a cost that does not depend on N.
+        Raises ValueError for plans of several views, and in a cache that projects again.
+        """
+        return self._find(key).unpack_drawn()
 
     def __contains__(self, key: Key) -> bool:
         """Whether the plan is in memory."""
@@ -138,6 +136,21 @@ class PlanCache(Generic[Key]):
         )
 
     # ---- steps ------------------------------------------------------------------------------------------------
+
+    def _find(self, key: Key) -> PackedPlan:
+        """From memory, from disk, or made; the last two are kept."""
+        if key in self._packed:
+            self._hits += 1
+            self._packed.move_to_end(key)
+            return self._packed[key]
+        packed = self._from_disk(key)
+        if packed is not None:
+            self._disk_hits += 1
+        else:
+            packed = self._made(key)
+            self._misses += 1
+        self._keep(key, packed)
+        return packed
 
     def _made(self, key: Key) -> PackedPlan:
         plan = self._make(key)

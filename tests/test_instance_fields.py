@@ -44,17 +44,42 @@ def test_the_slow_copy_is_a_moving_average():
         expected = 0.9 * expected + 0.1 * value
         torch.testing.assert_close(field.slow(), expected)
         torch.testing.assert_close(field.fast().detach(), value)
-    field.follow(0.0)
-    torch.testing.assert_close(field.slow(), value)
     assert not torch.equal(start, field.theta)  # the start is a copy
 
 
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_slow_rows_catch_up_with_what_they_missed(momentum):
+    """Rows that are asked for now and then, and moved only then, follow as if all had been asked for each time."""
+    rng = G().manual_seed(4)
+    start = torch.randn(30, 3, generator=rng)
+    field, slow = FreeField(start, momentum), start.clone()
+    for _ in range(40):
+        field.follow()
+        slow = momentum * slow + (1 - momentum) * field.theta.detach()
+        rows = torch.randperm(30, generator=rng)[: int(torch.randint(0, 12, (), generator=rng))]
+        torch.testing.assert_close(field.slow(rows), slow[rows])
+        with torch.no_grad():
+            field.theta[rows] += torch.randn(len(rows), 3, generator=rng)
+    torch.testing.assert_close(field.slow(), slow)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_rows_are_those_of_the_whole(which):
+    field = fields()[which]
+    field.follow()
+    rows = torch.tensor([7, 3, 49])
+    torch.testing.assert_close(field.both(rows), field.both()[rows])
+    field.both(rows).square().sum().backward()
+    if which == 0:
+        assert field.theta.grad.is_sparse and torch.equal(field.theta.grad._indices()[0], rows)
+
+
 def test_the_slow_network_follows_weight_by_weight():
-    field = PositionField(cloud(), 3)
+    field = PositionField(cloud(), 3, 0.75)
     before = [p.clone() for p in field.average.parameters()]
     fast = [p.clone() for p in field.network.parameters()]
     assert not torch.equal(before[0], fast[0])  # weights of its own
-    field.follow(0.75)
+    field.follow()
     for slow, old, new in zip(field.average.parameters(), before, fast, strict=True):
         torch.testing.assert_close(slow, 0.75 * old + 0.25 * new)
     for now, old in zip(field.network.parameters(), fast, strict=True):

@@ -100,11 +100,46 @@ def test_integers_take_as_few_whole_bytes_as_the_largest_needs(largest, width):
     assert_bitwise(packed_plan.from_bytes(packed), numbers.int())
 
 
-def test_a_bit_for_each_boolean():
-    mask = torch.rand(83, generator=generator(0)) < 0.5
-    packed = packed_plan.to_bits(mask)
-    assert packed.shape == (11,) and packed.dtype == torch.uint8
-    assert_bitwise(packed_plan.from_bits(packed, 83), mask)
+@pytest.mark.parametrize("kind", ["first", "last", "none", "some"])
+def test_what_is_drawn_is_found_by_the_gaps_between(kind):
+    """Gaussians in front of the camera at these places of the scene's, and the others behind it."""
+    count = 700
+    scene = random_scene(count, W, H, seed=3).to(torch.float32)
+    places = {"first": [0], "last": [count - 1], "none": [], "some": [1, 2, 300, 301, 699]}[kind]
+    behind = torch.ones(count, dtype=torch.bool)
+    behind[places] = False
+    scene.means[behind, 2] = -5
+    scene.means[~behind] = torch.tensor([0.0, 0.0, 4.0])
+    scene.opacities[:] = 0.1
+    plan = plan_of(scene, 0)
+    small, drawn = PackedPlan.pack(plan).unpack_drawn()
+    assert drawn.tolist() == places and len(small.depths[0]) == len(places)
+    values = normal(generator(4), count, 3).float()
+    assert_bitwise(small.blend(values[drawn]), plan.blend(values))
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("channels", [1, 40])
+def test_a_plan_of_what_is_drawn_blends_and_lifts_to_the_same_bits(channels):
+    plan = plan_of(opaque_scene(), 0)
+    small, drawn = PackedPlan.pack(plan).unpack_drawn()
+    assert len(drawn) < 0.9 * N and not small.batched
+    values = normal(generator(0), N, channels).float()
+    pixels = torch.tensor([[0, 0], [W - 1, H - 1], [17, 20]])
+    assert_bitwise(small.blend(values[drawn]), plan.blend(values))
+    assert_bitwise(small.blend(values[drawn], pixels=pixels), plan.blend(values, pixels=pixels))
+    assert_bitwise(small.alpha, plan.alpha)
+    image = normal(generator(2), H, W, channels).float()
+    for actual, expected in zip(small.lift(image), plan.lift(image), strict=True):
+        assert_bitwise(actual, expected[drawn])
+        assert expected.abs().sum() == pytest.approx(float(actual.abs().sum()), rel=1e-5)
+
+
+def test_what_is_drawn_is_told_of_one_view_with_its_projection():
+    both = plan_of(opaque_scene(2))
+    for packed in (PackedPlan.pack(both), PackedPlan.pack(plan_of(opaque_scene(), 0), geometry=False)):
+        with pytest.raises(ValueError, match="one view that holds its own projection"):
+            packed.unpack_drawn()
 
 
 # ---- the cache ----

@@ -1,6 +1,8 @@
 // All vectorised kernels, compiled once per instruction set (setup.py): GSFIELDS_ISA names this object's set.
 // Nothing here may emit a weak symbol; see kernels.h.
+#include "adam.h"
 #include "blend.h"
+#include "contrast.h"
 #include "project.h"
 #include "respond.h"
 #include "spans.h"
@@ -40,7 +42,13 @@ constexpr Kernels<S> table() {
           .lift_tile = lift_tile<S, L>,
           .ssim_scratch = ssim_scratch<S>,
           .ssim_rows = ssim_rows<S>,
-          .ssim_backward_rows = ssim_backward_rows<S>};
+          .ssim_backward_rows = ssim_backward_rows<S>,
+          .adam_rows = adam_rows<S, L>,
+          .contrast_shared = contrast_shared<S, L>,
+          .contrast_prepare = contrast_prepare<S, L>,
+          .contrast_scratch = contrast_scratch<S, L>,
+          .contrast_rows = contrast_rows<S, L>,
+          .contrast_backward_rows = contrast_backward_rows<S, L>};
 }
 }  // namespace
 

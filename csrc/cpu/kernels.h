@@ -94,6 +94,10 @@ struct LiftTileArgs {
   S* records;                       // of this tile [used, record_size]
 };
 
+// Others that are compared with a row of pixels fill whole vectors of any instruction set, an odd number of them, lest
+// the numbers of an embedding lie at the same place in all sets of a cache.
+GSF_HD int64_t contrast_stride(int64_t others) { return ((others + 15) / 16 | 1) * 16; }
+
 template <class S>
 struct Kernels {
   int lanes;
@@ -115,6 +119,13 @@ struct Kernels {
   int64_t (*ssim_scratch)(int64_t row, int64_t band);
   void (*ssim_rows)(const SsimArgs<S>&, int64_t begin, int64_t end, void* scratch);
   void (*ssim_backward_rows)(const SsimArgs<S>&, int64_t begin, int64_t end, void* scratch);
+  void (*adam_rows)(const AdamArgs<S>&, int64_t begin, int64_t end);  // of the rows
+  int64_t (*contrast_shared)(const ContrastArgs<S>&);  // bytes that contrast_prepare writes and all rows read
+  void (*contrast_prepare)(const ContrastArgs<S>&, void* shared);
+  int64_t (*contrast_scratch)(const ContrastArgs<S>&);
+  void (*contrast_rows)(const ContrastArgs<S>&, const void* shared, int64_t begin, int64_t end, void* scratch);
+  void (*contrast_backward_rows)(const ContrastArgs<S>&, const void* shared, int64_t begin, int64_t end, S* v_columns,
+                                 void* scratch);
 };
 
 struct IsaTable {

@@ -1,4 +1,5 @@
-// Blending, its backward pass and SSIM over whole images: scheduling, scratch memory, deterministic reductions.
+// Blending, its backward pass, SSIM and contrasts of pixels over whole images: scheduling, scratch memory,
+// deterministic reductions.
 #include "stages.h"
 
 #if defined(__linux__)
@@ -385,6 +386,34 @@ void ssim(SsimArgs<S> args, int64_t images, bool backward, const Threads& thread
   });
 }
 
+template <class S>
+void contrast(const ContrastArgs<S>& a, bool backward, const Threads& threads) {
+  constexpr int64_t kRows = 64;  // pixels per piece of work, each of which sums gradients of the others on its own
+  const Kernels<S>& kernel = kernels().of<S>();
+  const int64_t pieces = (a.pixels + kRows - 1) / kRows, stride = contrast_stride(a.others), sums = a.dim * stride;
+  const Memory shared = allocate(kernel.contrast_shared(a));
+  kernel.contrast_prepare(a, shared.get());
+  const auto scratch = scratch_per_worker(threads, kernel.contrast_scratch(a));
+  const bool to_others = backward && a.v_other_features;
+  const Memory partial = allocate(to_others ? pieces * sums * int64_t(sizeof(S)) : 0);
+  S* const v_columns = static_cast<S*>(partial.get());
+  for_each_item(threads, 0, pieces, [&](int64_t item, int worker) {
+    const int64_t begin = item * kRows, end = std::min(begin + kRows, a.pixels);
+    void* const own = scratch[size_t(worker)].get();
+    if (!backward) return kernel.contrast_rows(a, shared.get(), begin, end, own);
+    S* const v = to_others ? v_columns + item * sums : nullptr;
+    if (v) std::fill(v, v + sums, S(0));
+    kernel.contrast_backward_rows(a, shared.get(), begin, end, v, own);
+  });
+  if (!to_others) return;
+  parallel_ranges(threads, a.dim, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t item = 1; item < pieces; ++item)
+      for (int64_t i = begin * stride; i < end * stride; ++i) v_columns[i] += v_columns[item * sums + i];
+    for (int64_t k = begin; k < end; ++k)
+      for (int64_t j = 0; j < a.others; ++j) a.v_other_features[j * a.dim + k] = v_columns[k * stride + j];
+  });
+}
+
 template void blend(const BlendInput<float>&, void*, float*, int32_t*, const Threads&);
 template void blend(const BlendInput<double>&, void*, double*, int32_t*, const Threads&);
 template void lift(const BlendInput<float>&, const LiftArgs<float>&, const Threads&);
@@ -395,5 +424,7 @@ template std::vector<int32_t> used_lists(const BlendInput<float>&, const int32_t
 template std::vector<int32_t> used_lists(const BlendInput<double>&, const int32_t*);
 template void ssim(SsimArgs<float>, int64_t, bool, const Threads&);
 template void ssim(SsimArgs<double>, int64_t, bool, const Threads&);
+template void contrast(const ContrastArgs<float>&, bool, const Threads&);
+template void contrast(const ContrastArgs<double>&, bool, const Threads&);
 
 }  // namespace gsfields::cpu

@@ -67,4 +67,7 @@ void lift(const BlendInput<S>& in, const LiftArgs<S>& a, const Threads& threads)
 template <class S>
 void ssim(SsimArgs<S> args, int64_t images, bool backward, const Threads& threads);
 
+template <class S>
+void contrast(const ContrastArgs<S>& a, bool backward, const Threads& threads);
+
 }  // namespace gsfields::cpu

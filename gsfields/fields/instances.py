@@ -16,64 +16,82 @@ MOMENTUM = 0.9  # of the moving average (section 4, implementation details)
 
 
 class InstanceField(nn.Module):
-    """Fast and slow embeddings of N Gaussians, [N, D] each."""
+    """Fast and slow embeddings of N Gaussians, [N, D] each; where rows (int64 [M], all different) are given, [M, D]."""
 
     dim: int
 
     @abstractmethod
-    def fast(self) -> Tensor:
+    def fast(self, rows: Tensor | None = None) -> Tensor:
         """[N, D], through which gradients reach the parameters."""
 
     @abstractmethod
-    def slow(self) -> Tensor:
+    def slow(self, rows: Tensor | None = None) -> Tensor:
         """[N, D], without gradients."""
 
     @abstractmethod
-    def follow(self, momentum: float = MOMENTUM) -> None:
+    def follow(self) -> None:
         """slow <- momentum · slow + (1 - momentum) · fast; to be called before each loss, as the released code does."""
 
-    def both(self) -> Tensor:
+    def both(self, rows: Tensor | None = None) -> Tensor:
         """[N, 2 D]: fast and slow, to be blended together."""
-        return torch.cat((self.fast(), self.slow()), dim=1)
+        return torch.cat((self.fast(rows), self.slow(rows)), dim=1)
 
 
 class FreeField(InstanceField):
-    """An embedding of its own for each Gaussian."""
+    """An embedding of its own for each Gaussian.
 
-    def __init__(self, start: Tensor) -> None:
+    A step costs what the rows that it asks for cost. Gradients that came by rows are sparse; and a slow row catches up
+    with all that it missed when it is asked for, for its fast one has stood still. So a row of `theta` may be moved
+    only if its slow copy was asked for since the last follow().
+    """
+
+    def __init__(self, start: Tensor, momentum: float = MOMENTUM) -> None:
         """start: [N, D], where both copies begin."""
         super().__init__()
         _check_rows("start", start)
-        self.dim = start.shape[1]
+        self.dim, self.momentum = start.shape[1], momentum
         self.theta = nn.Parameter(start.detach().clone())
         self.register_buffer("theta_slow", start.detach().clone())
+        self.register_buffer("followed", torch.zeros(len(start), dtype=torch.int32, device=start.device))
+        self.follows = 0  # calls of follow(), of which `followed` of each row are in theta_slow
 
-    def fast(self) -> Tensor:
-        return self.theta
-
-    def slow(self) -> Tensor:
-        return self.theta_slow
+    def fast(self, rows: Tensor | None = None) -> Tensor:
+        return self.theta if rows is None else nn.functional.embedding(rows, self.theta, sparse=True)
 
     @torch.no_grad()
-    def follow(self, momentum: float = MOMENTUM) -> None:
-        self.theta_slow.lerp_(self.theta, 1 - momentum)
+    def slow(self, rows: Tensor | None = None) -> Tensor:
+        if rows is None:
+            rows = torch.arange(len(self.theta), device=self.theta.device)
+        missed = self.follows - self.followed.index_select(0, rows)
+        left = torch.pow(self.momentum, missed.to(self.theta.dtype))[:, None]
+        fast = self.theta.index_select(0, rows)
+        caught_up = torch.lerp(fast, self.theta_slow.index_select(0, rows), left)
+        self.theta_slow.index_copy_(0, rows, caught_up)
+        self.followed.index_fill_(0, rows, self.follows)
+        return caught_up
+
+    def follow(self) -> None:
+        self.follows += 1
 
     theta_slow: Tensor
+    followed: Tensor
 
 
 class PositionField(InstanceField):
     """A small network of the position, as the paper has it: raw coordinates, four hidden layers of 256, no bound at the
-    end. Nearby Gaussians share what they learn; two networks are evaluated for all Gaussians in each step.
+    end. Nearby Gaussians share what they learn; two networks are evaluated for all Gaussians that a view shows.
     """
 
-    def __init__(self, means: Tensor, dim: int, *, layers: int = 5, width: int = 256) -> None:
+    def __init__(
+        self, means: Tensor, dim: int, momentum: float = MOMENTUM, *, layers: int = 5, width: int = 256
+    ) -> None:
         """means: [N, 3] centres, scaled so that their spread is one; slow starts from weights of its own, as released.
 
         layers: linear ones, 5 in the paper, 4 in the released code.
         """
         super().__init__()
         _check_rows("means", means)
-        self.dim = dim
+        self.dim, self.momentum = dim, momentum
         centred = means.detach() - means.detach().mean(dim=0)
         self.register_buffer("points", centred / centred.norm(dim=1).quantile(0.9).clamp_min(1e-12))
         self.network = _network(3, width, dim, layers)
@@ -81,17 +99,17 @@ class PositionField(InstanceField):
 
     points: Tensor
 
-    def fast(self) -> Tensor:
-        return torch.as_tensor(self.network(self.points))
+    def fast(self, rows: Tensor | None = None) -> Tensor:
+        return torch.as_tensor(self.network(self.points if rows is None else self.points[rows]))
 
     @torch.no_grad()
-    def slow(self) -> Tensor:
-        return torch.as_tensor(self.average(self.points))
+    def slow(self, rows: Tensor | None = None) -> Tensor:
+        return torch.as_tensor(self.average(self.points if rows is None else self.points[rows]))
 
     @torch.no_grad()
-    def follow(self, momentum: float = MOMENTUM) -> None:
+    def follow(self) -> None:
         for slow, fast in zip(self.average.parameters(), self.network.parameters(), strict=True):
-            slow.lerp_(fast, 1 - momentum)
+            slow.lerp_(fast, 1 - self.momentum)
 
 
 def start_at_positions(means: Tensor, dim: int, generator: torch.Generator, noise: float = 0.05) -> Tensor:

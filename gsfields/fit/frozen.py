@@ -58,25 +58,27 @@ class FrozenViews:
     def view(self, index: int) -> View:
         return self.dataset.views[index]
 
+    def drawn(self, index: int) -> tuple[Plan, Tensor]:
+        """A plan of the M Gaussians that pixels of the view blend, and which of the N they are: int64 [M]."""
+        plan, drawn = self._cache.drawn(index)
+        return plan, drawn if index not in self._rows else self._rows[index][drawn].long()
+
     def blend(self, index: int, values: Tensor, pixels: Tensor | None = None) -> Tensor:
         """values [N, C] as an image [H, W, C] of the view, or at pixels (x, y) [P, 2] as [P, C]; not over alpha."""
-        plan = self._cache[index]
-        return plan.blend(self._shown(index, values), pixels=pixels)
+        plan, drawn = self.drawn(index)
+        return plan.blend(values.index_select(0, drawn), pixels=pixels)
 
     def lift(self, index: int, image: Tensor, weights: Tensor | None = None) -> Lifted:
         """What Plan.lift() hands back, for all N Gaussians: sums [N, C] and total [N], zero for those not shown."""
-        plan = self._cache[index]
+        plan, drawn = self.drawn(index)
         sums, total = plan.lift(image, weights)
-        if index not in self._rows:
-            return Lifted(sums, total)
-        rows = self._rows[index].long()
-        whole = sums.new_zeros(len(self), sums.shape[1]).index_copy_(0, rows, sums)
-        return Lifted(whole, total.new_zeros(len(self)).index_copy_(0, rows, total))
+        whole = sums.new_zeros(len(self), sums.shape[1]).index_copy_(0, drawn, sums)
+        return Lifted(whole, total.new_zeros(len(self)).index_copy_(0, drawn, total))
 
     def alpha(self, index: int) -> Tensor:
         """[H, W] opacity of the view, rounded to float16."""
         if index not in self._alphas:
-            self._cache[index]  # no plan is kept whose view was not looked at as it was made
+            self._cache.drawn(index)  # no plan is kept whose view was not looked at as it was made
         return self._alphas[index].float()
 
     def moving(self, index: int) -> Tensor | None:
@@ -111,6 +113,3 @@ class FrozenViews:
             self._moving[index] = rendering.masks[..., DYNAMIC].half()
         self._alphas[index] = rendering.plan.alpha[..., 0].half()
         return rendering.plan
-
-    def _shown(self, index: int, values: Tensor) -> Tensor:
-        return values if index not in self._rows else values.index_select(0, self._rows[index])

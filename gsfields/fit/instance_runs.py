@@ -74,11 +74,11 @@ def fit_instances(
     if config.field.joint:
         if not isinstance(scene, Gaussians):
             raise ValueError("joint is for static runs only, but this one is layered")
-        photos = mending(scene, checkpoint.config, dataset, config.field.steps)
+        photos = mending(scene, checkpoint.config, dataset, trainer.steps)
     seconds = trainer.run(photos, progress=progress)
     if photos is not None:
         scene, views = photos.scene, trainer.views
-    say(f"embeddings: {config.field.steps} steps in {seconds:.1f} s; plans: {views.report()}")
+    say(f"embeddings: {trainer.steps} steps in {seconds:.1f} s; plans: {views.report()}")
     classifier = ClassTrainer(views, labels, config.field)
     classifier.run(progress=progress)
     field = FittedField(

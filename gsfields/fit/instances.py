@@ -13,11 +13,13 @@ from tqdm import tqdm
 from gsfields.fields.instances import FreeField, InstanceField, PositionField, start_at_positions
 from gsfields.fit.frozen import FrozenViews
 from gsfields.fit.labels import Labels, ViewLabels
+from gsfields.fit.row_adam import RowAdam
 from gsfields.fit.schedule import ViewOrder
 from gsfields.fit.trainer import Trainer
 from gsfields.instances_config import FieldConfig
 from gsfields.losses import contrastive
 
+TWO_COPIES = ("slow-fast", "dino")  # losses that compare fast embeddings with slow ones
 _TINY = 1e-6
 _UNSEEN_THING = 0.05  # probability of a thing where no label says anything
 
@@ -38,11 +40,16 @@ class InstanceTrainer:
 
     def __init__(self, views: FrozenViews, labels: Labels, config: FieldConfig) -> None:
         self.views, self.labels, self.config = views, labels, config
+        self.steps = config.steps or max(1000, 3 * len(labels.indices))
         self.generator = torch.Generator().manual_seed(config.seed)
         self.field = make_field(views.gaussians().means, config, self.generator)
         self.order = ViewOrder(len(labels.indices), self.generator)
         learnt = [p for p in self.field.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(learnt, lr=config.rate, eps=1e-15, fused=True)
+        self.optimizer: torch.optim.Optimizer
+        if isinstance(self.field, FreeField):
+            self.optimizer = RowAdam(learnt, lr=config.rate)
+        else:
+            self.optimizer = torch.optim.Adam(learnt, lr=config.rate, eps=1e-15, fused=True)
         self.center = torch.zeros(self.field.dim)  # of loss dino
         self.step = 0
 
@@ -53,7 +60,7 @@ class InstanceTrainer:
         geometry moves under the embeddings and is not moved by them; it must not add or drop Gaussians.
         """
         started = time.monotonic()
-        for _ in tqdm(range(self.config.steps), disable=not progress, mininterval=1, desc="embeddings"):
+        for _ in tqdm(range(self.steps), disable=not progress, mininterval=1, desc="embeddings"):
             if photos is not None:
                 photos.train_step()
                 self.views = self.views.of(photos.scene)
@@ -68,10 +75,10 @@ class InstanceTrainer:
         batch = self.batch(index)
         if batch is None:
             return None
-        progress = self.step / config.steps
+        progress = self.step / self.steps
         for group in self.optimizer.param_groups:
             group["lr"] = config.rate * config.rate_end**progress
-        self.field.follow(config.momentum)
+        self.field.follow()
         loss = self._loss(batch)
         loss.backward()
         self.optimizer.step()
@@ -98,13 +105,16 @@ class InstanceTrainer:
         return Batch(index, pixels, alpha[chosen], labels.ids[chosen], confidence)
 
     def _loss(self, batch: Batch) -> Tensor:
+        plan, rows = self.views.drawn(batch.view)
+        values = self.field.both(rows) if self.config.loss in TWO_COPIES else self.field.fast(rows)
+        return self._loss_of(batch, plan.blend(values, pixels=batch.pixels))
+
+    def _loss_of(self, batch: Batch, blended: Tensor) -> Tensor:
+        """blended: [P, D] or, for losses that compare with the slow copy, [P, 2 D]; not over alpha."""
         config, dim = self.config, self.field.dim
-        two = config.loss in ("slow-fast", "dino")
-        values = self.field.both() if two else self.field.fast()
-        blended = self.views.blend(batch.view, values, batch.pixels)
         if config.normalise:
             blended = blended / batch.alpha[:, None]
-        if not two:
+        if config.loss not in TWO_COPIES:
             return single_loss(blended, batch, config)
         half = (len(blended) + 1) // 2
         fast, slow = blended[:half, :dim], blended[half:, dim:]
@@ -145,10 +155,10 @@ def make_field(means: Tensor, config: FieldConfig, generator: torch.Generator) -
     if config.model == "position":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(1 << 62, (1,), generator=generator)))
-            return PositionField(means, dim)
+            return PositionField(means, dim, config.momentum)
     if config.start == "positions" and config.loss != "linear-assignment":
-        return FreeField(start_at_positions(means, dim, generator))
-    return FreeField(0.1 * torch.randn(len(means), dim, generator=generator))
+        return FreeField(start_at_positions(means, dim, generator), config.momentum)
+    return FreeField(0.1 * torch.randn(len(means), dim, generator=generator), config.momentum)
 
 
 def sampling_weights(labels: ViewLabels, usable: Tensor, balance: float, min_segment: int) -> Tensor:
@@ -194,7 +204,7 @@ class ClassTrainer:
         self.generator = torch.Generator().manual_seed(config.seed + 1)
         self.logits = nn.Parameter(lifted_votes(views, labels).log())
         self.order = ViewOrder(len(labels.indices), self.generator)
-        self.optimizer = torch.optim.Adam([self.logits], lr=config.class_rate, eps=1e-15, fused=True)
+        self.optimizer = RowAdam([self.logits], lr=config.class_rate)
 
     def run(self, *, progress: bool = True) -> None:
         for step in tqdm(range(self.config.class_steps), disable=not progress, desc="classes"):
@@ -218,7 +228,9 @@ class ClassTrainer:
         chosen = known[drawn]
         width = self.views.view(index).camera.width
         pixels = torch.stack((chosen % width, chosen // width), dim=1)
-        blended = self.views.blend(index, self.logits.softmax(dim=1), pixels)
+        plan, rows = self.views.drawn(index)
+        shown = nn.functional.embedding(rows, self.logits, sparse=True).softmax(dim=1)
+        blended = plan.blend(shown, pixels=pixels)
         confidence = None if found.confidence is None else found.confidence[chosen]
         loss = contrastive.semantic_cross_entropy(blended, found.columns[chosen], confidence)
         if self.config.consistency > 0:

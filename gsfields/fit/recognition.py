@@ -30,7 +30,7 @@ from gsfields.fit.object_files import ViewObjects
 from gsfields.fit.showing import photo_camera
 from gsfields.instances_config import ObjectsConfig
 
-_JUDGES = 24  # views whose 2D segments clusters are judged by
+_JUDGES = 24  # views whose 2D segments clusters are judged by, or one in ten if those are more
 _LIFT_VIEWS = 60  # that tell whose Gaussians are
 _SHEET_ROWS = 6
 Say = Callable[[str], None]
@@ -135,7 +135,7 @@ def located(
         return field
     both = dataclasses.replace(field, theta=torch.cat((field.theta, views.gaussians().means.detach()), dim=1))
     dim, widths = field.theta.shape[1], []
-    for index in spread_views(labels.indices, _JUDGES):
+    for index in spread_views(labels.indices, max(_JUDGES, len(labels.indices) // 10)):
         found, usable = _Samples.of_view(views, index, both, config)
         widths += _widths(found.features, labels.of(index).ids[usable], dim)
     if not widths:
@@ -170,6 +170,12 @@ def find_objects(
     labels: the 2D segments, which choose the smallest size of a cluster if config.min_size is 0, and tell which
     clusters are one object if config.merge.
     """
+    count = len(views.dataset.train if labels is None else labels.indices)
+    config = dataclasses.replace(
+        config,
+        samples=config.samples or max(20_000, 50 * count),
+        views=config.views or max(30, count // 10),
+    )
     samples = _Samples.drawn(views, field, labels, config)
     if len(samples.features) < 2:
         say("no pixel shows a thing: no objects")
@@ -248,7 +254,7 @@ class _Frame:
 def _frames(views: FrozenViews, field: FittedField, labels: Labels, config: ObjectsConfig) -> list[_Frame]:
     """Of some training views, those with a segment."""
     frames = []
-    for index in spread_views(labels.indices, _JUDGES):
+    for index in spread_views(labels.indices, max(_JUDGES, len(labels.indices) // 10)):
         found, usable = _Samples.of_view(views, index, field, config)
         frames.append(_Frame(found, labels.of(index).ids[usable]))
     return [frame for frame in frames if bool(frame.ids.any())]

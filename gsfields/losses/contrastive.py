@@ -145,7 +145,7 @@ def vanilla(
 
     "paper": x = ‖f_u - f_v‖² / T for all pairs, T = 1; the sums include v = u. "released": T = 100 for pairs of one
     segment and 1 for others, `temperature` being the former; u is not its own partner but counts in the denominator;
-    pixels without partner add nothing to a sum that is divided by P. Memory is one [P, P] matrix.
+    pixels without partner add nothing to a sum that is divided by P.
     """
     _one_of("form", form, Form)
     _one_of("kernel", kernel, Kernel)
@@ -153,10 +153,11 @@ def vanilla(
         temperature = 1.0 if form == "paper" else 100.0
     _positive("temperature", temperature)
     features, labels, _ = _in_segments("features", features, labels)
+    _, segment = labels.unique(return_inverse=True)
     if form == "paper":
-        return _mean(surprise(features, features, labels, labels, Similarity(2, kernel, temperature)))
+        return _mean(surprise(features, features, segment, segment, Similarity(2, kernel, temperature)))
     similarity = Similarity(2, kernel, 1.0, partner_temperature=temperature)
-    return _mean(surprise(features, features, labels, labels, similarity, own_partner=False))
+    return _mean(surprise(features, features, segment, segment, similarity, own_partner=False))
 
 
 def associative_embedding(

@@ -20,6 +20,7 @@ from gsfields.ops.blending import blend as blend
 from gsfields.ops.blending import last_blended as last_blended
 from gsfields.ops.blending import lift as lift
 from gsfields.ops.blending import sample_pixels as sample_pixels
+from gsfields.ops.contrast import contrast as contrast
 from gsfields.ops.geometry import bin_tiles as bin_tiles
 from gsfields.ops.geometry import project as project
 from gsfields.ops.geometry import spherical_harmonics as spherical_harmonics
@@ -31,3 +32,4 @@ from gsfields.ops.library import cpu_isa as cpu_isa
 from gsfields.ops.library import set_cpu_isa as set_cpu_isa
 from gsfields.ops.motion import pose_of as pose_of
 from gsfields.ops.motion import respond as respond
+from gsfields.ops.rows import adam_rows as adam_rows

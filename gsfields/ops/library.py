@@ -32,7 +32,17 @@ def _refuse_cuda(op: str) -> None:
     torch.library.impl(f"gsfields::{op}", "cuda", refuse)
 
 
-for _op in ("project", "spherical_harmonics", "respond", "bin_tiles", "blend", "lift", "ssim"):
+for _op in (
+    "project",
+    "spherical_harmonics",
+    "respond",
+    "bin_tiles",
+    "blend",
+    "lift",
+    "ssim",
+    "contrast",
+    "adam_rows",
+):
     _refuse_cuda(_op)
 
 

@@ -41,6 +41,12 @@ def samples(dtype: torch.dtype, n: int, views: int) -> dict[str, tuple]:
     moved = native.respond(*scene.args[:2], scene.opacities, values, *motion, 0.5)
     upstream = (normal(rng, views, 18, 20, 3).to(dtype), normal(rng, views, 18, 20).to(dtype))
     options = (0.01, 1e10, 0.3, True)
+    features = normal(rng, n, 5).to(dtype)
+    segments, averages = (
+        torch.arange(n, dtype=torch.int32) % 3,
+        (features.clone(), features * 0, features * 0),
+    )
+    pairs, kind = (features, features.flip(0), segments, segments), (False, True, 0.5, 2.0, True)
     return {
         "project": (*scene.args, *options),
         "project_backward": (
@@ -60,6 +66,9 @@ def samples(dtype: torch.dtype, n: int, views: int) -> dict[str, tuple]:
         "lift of pixels": (rows, rows[:, 0].clone(), *geometry, *some, *view, True, True, False),
         "ssim": (image1, image2),
         "ssim_backward": (image1, image2, *native.ssim(image1, image2)[1:], image1),
+        "contrast": (*pairs, *kind),
+        "contrast_backward": (*pairs, native.contrast(*pairs, *kind)[1], features[:, 0].clone(), *kind, True),
+        "adam_rows": (*averages, features.new_ones(n, 2), torch.arange(n), features, 0.1, 0.9, 0.99, 1e-8),
     }  # fmt: skip
 
 
@@ -72,6 +81,7 @@ DIFFERENTIABLE = {
     "lift": range(5),
     "lift of pixels": range(5),
     "ssim": (0,),
+    "contrast": (0, 1),
 }
 SAMPLES = tuple(samples(torch.float64, 3, 1))
 OPS = {name.split()[0] for name in SAMPLES}
