@@ -24,6 +24,7 @@ RELEASED = "slow-fast + concentration, as released"
 PAPER = "slow-fast + concentration, as in the paper"
 VANILLA = ("vanilla, as released", "vanilla, as in the paper", "vanilla, one exponential")
 SHORT = f"{VANILLA[0]}, 500 steps"
+ALONE = (OURS, *VANILLA[:2])  # whose clusters are looked at as they are, too
 ASSIGNMENT = "linear assignment"
 CEILING = "true ids on this geometry"
 FLAT = "2D segments"
@@ -185,8 +186,9 @@ def _losses(objects: int) -> dict[str, Variant]:
         "associative": (("loss", "associative"),),
         "margin": (("loss", "margin"),),
     }
+    bare = (("merge", "false"), ("place", "0"))
     clustered = {
-        title: Variant(own, {"": (), alone(title): (("merge", "false"), ("place", "0"))})
+        title: Variant(own, {"": (), alone(title): bare} if title in ALONE else {"": ()})
         for title, own in fields.items()
     }
     assignment = (("loss", "linear-assignment"), ("identifiers", str(identifiers(objects))))
