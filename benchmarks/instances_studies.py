@@ -259,7 +259,7 @@ def _variance(objects: int) -> dict[str, Variant]:
 
 
 def _scale(objects: int) -> dict[str, Variant]:
-    return {OURS: Variant()}
+    return {OURS: Variant(), CEILING: Variant(kind="ceiling")}
 
 
 STUDIES = {

@@ -168,8 +168,9 @@ def _targets(rows: Rows, made: Callable[[str], str]) -> list[list[str]]:
     for title, goal in (*vanilla, (ASSIGNMENT, 4.0), (best, 15.0), (BARE, 0.0)):
         other = title if title in (ASSIGNMENT, best) else made(title)
         gain = gains(rows, made(OURS), other)
-        worst = f"{min(gain):.2f}" if gain else "-"
-        lines.append([title, f"{goal:g}", verdict(mean(gain), goal), worst])
+        if not gain:
+            continue
+        lines.append([title, f"{goal:g}", verdict(mean(gain), goal), f"{min(gain):.2f}"])
     return lines
 
 
@@ -242,12 +243,19 @@ def scale(rows: Rows) -> str:
         peaks += [over_rooms(rows, OURS, at("peak_mib", stage), n) for stage in stages]
         peak = max((value for values in peaks for value in values), default=math.nan)
         plans = over_rooms(rows, OURS, lambda row: at("plans", "memory_bytes")(row) / 2**20, n)
-        score = [spread(over_rooms(rows, OURS, figure, n)) for figure in (pq, at("pq_things"), at("objects"))]
+        score = [spread(over_rooms(rows, CEILING, pq, n))]
+        score += [
+            spread(over_rooms(rows, OURS, figure, n)) for figure in (pq, at("pq_things"), at("objects"))
+        ]
         memory = "-" if math.isnan(peak) else f"{peak:.0f}"
         lines.append([str(n), *score, *fit, *cost, spread(plans, 0), memory])
-    lost = mean(over_rooms(rows, OURS, pq, 25)) - mean(over_rooms(rows, OURS, pq, LARGEST))
+    lost, least = (
+        mean(over_rooms(rows, title, pq, 25)) - mean(over_rooms(rows, title, pq, LARGEST))
+        for title in (OURS, CEILING)
+    )
     head = [
         "N",
+        "true ids",
         "PQ",
         "things",
         "objects",
@@ -261,7 +269,8 @@ def scale(rows: Rows) -> str:
         [
             "# Cost and quality against the number of objects",
             table([*head, "plans, MiB", "peak, MiB"], lines),
-            f"Points of PQ lost from 25 to {LARGEST} objects (target 6): {verdict(lost, 6, at_most=True)}.",
+            f"Points of PQ lost from 25 to {LARGEST} objects (target 6): {verdict(lost, 6, at_most=True)}; by true ids "
+            f"lifted to the same geometry, the most that a field could reach: {least:.2f}.",
             f"{ABOUT} Peak: of the resident memory of the process, over all stages.",
         ]
     )
@@ -276,10 +285,12 @@ def speed(rows: Rows) -> str:
     neural = [_rate(rows, f"neural/{name}", name) for name in (first, *NEURAL) if f"neural/{name}" in rows]
     ratios = [1 / rows[f"steps/{name}"]["ratio"] for name in own[-1:] if len(own) > 1]
     fields = [rows[f"neural/{name}"]["ratio"] for name in NEURAL if f"neural/{name}" in rows]
+    released = at("ratio")(rows.get(f"neural/{next(iter(NEURAL))}", {}))
     seconds = at("seconds")(rows.get("whole/on the fitted geometry", {}))
     targets = [
         ["steps/s with the most objects over those with the fewest", "0.95", verdict(mean(ratios), 0.95)],
-        ["against the quickest neural field", "10", verdict(min(fields, default=math.nan), 10)],
+        ["against the neural field, as released", "10", verdict(released, 10)],
+        ["against the quickest of its variants", "10", verdict(min(fields, default=math.nan), 10)],
         ["seconds of a whole fit after geometry", "60", verdict(seconds, 60, at_most=True)],
     ]  # fmt: skip
     parts = [[name.split("/", 1)[1], f"{row['ms']:.2f}"] for name, row in rows.items() if "parts/" in name]

@@ -406,7 +406,8 @@ void contrast(const ContrastArgs<S>& a, bool backward, const Threads& threads) {
     kernel.contrast_backward_rows(a, shared.get(), begin, end, v, own);
   });
   if (!to_others) return;
-  parallel_ranges(threads, a.dim, 1, [&](int64_t begin, int64_t end) {
+  if (pieces == 0) std::fill(a.v_other_features, a.v_other_features + a.others * a.dim, S(0));
+  parallel_ranges(threads, pieces == 0 ? 0 : a.dim, 1, [&](int64_t begin, int64_t end) {
     for (int64_t item = 1; item < pieces; ++item)
       for (int64_t i = begin * stride; i < end * stride; ++i) v_columns[i] += v_columns[item * sums + i];
     for (int64_t k = begin; k < end; ++k)

@@ -372,6 +372,87 @@ void test_ssim(int64_t images, int64_t H, int64_t W, int64_t C, const std::strin
         where + "SSIM of " + std::to_string(H) + "x" + std::to_string(W) + "x" + std::to_string(C));
 }
 
+// -log(sum over partners of exp(exp(-x)) / over all), x = distance / temperature, of one row of pairs.
+double naive_contrast(const double* f, const Array<double>& others, int64_t dim, int32_t segment,
+                      const Array<int32_t>& segments, int64_t self, const ContrastArgs<double>& kind) {
+  double all = 0, own = 0;
+  for (int64_t j = 0; j < segments.size(); ++j) {
+    double squared = 0;
+    for (int64_t k = 0; k < dim; ++k) squared += (f[k] - others[j * dim + k]) * (f[k] - others[j * dim + k]);
+    const bool same = segments[j] == segment;
+    const double x = (kind.squared ? squared : std::sqrt(squared)) * (same ? kind.partner_sharpness : kind.sharpness);
+    const double counts = std::exp(kind.two_exponentials ? std::exp(-x) : -x);
+    all += counts, own += same && (kind.own_partner || j != self) ? counts : 0;
+  }
+  return own > 0 ? -std::log(own / all) : 0;
+}
+
+// Losses against the formula, and the gradient against their differences along a random direction.
+template <class S>
+void test_contrast(int64_t n, int64_t m, int64_t dim, bool own_partner, const std::string& where) {
+  Random rng{std::mt19937_64(uint64_t(1000 * n + dim))};
+  const int64_t q = own_partner ? m : n;
+  Array<S> features(n * dim), others(q * dim), losses(n), logsums(2 * n), v_losses(n), v_features(n * dim);
+  Array<S> v_others(q * dim);
+  Array<int32_t> segments(n), other_segments(q);
+  rng.fill(features, -1, 1), rng.fill(others, -1, 1), rng.fill(v_losses, -1, 1);
+  for (int64_t i = 0; i < n; ++i) segments[i] = int32_t(i * 7 % 5);
+  for (int64_t j = 0; j < q; ++j) other_segments[j] = own_partner ? int32_t(j % 4) : segments[j];
+  for (const bool squared : {false, true})
+    for (const bool two : {false, true}) {
+      ContrastArgs<S> a{};
+      a.pixels = n, a.others = q, a.dim = dim;
+      a.features = features.get(), a.other_features = others.get();
+      a.segments = segments.get(), a.other_segments = other_segments.get();
+      a.squared = squared, a.two_exponentials = two, a.own_partner = own_partner;
+      a.sharpness = 2, a.partner_sharpness = S(0.5);
+      a.losses = losses.get(), a.logsums = logsums.get(), a.v_losses = v_losses.get();
+      a.v_features = v_features.get(), a.v_other_features = v_others.get();
+      for (const bool backward : {false, true}) contrast(a, backward, threads(2));
+      check(all_finite(losses) && all_finite(v_features) && all_finite(v_others), where + "contrast is not finite");
+      ContrastArgs<double> kind{};
+      kind.squared = squared, kind.two_exponentials = two, kind.own_partner = own_partner;
+      kind.sharpness = 2, kind.partner_sharpness = 0.5;
+      const auto weighted = [&](double step) {  // the losses' sum, all embeddings moved by a step
+        Array<double> f(n * dim), o(q * dim);
+        for (int64_t i = 0; i < n * dim; ++i) f[i] = double(features[i]) + step * std::sin(double(i));
+        for (int64_t j = 0; j < q * dim; ++j) o[j] = double(others[j]) + step * std::cos(double(j));
+        double sum = 0;
+        for (int64_t i = 0; i < n; ++i) {
+          const double loss = naive_contrast(&f[i * dim], o, dim, segments[i], other_segments, i, kind);
+          if (step == 0) check(std::abs(loss - losses[i]) < (sizeof(S) == 4 ? 1e-5 : 1e-12), where + "contrast");
+          sum += v_losses[i] * loss;
+        }
+        return sum;
+      };
+      weighted(0);
+      double slope = 0;
+      for (int64_t i = 0; i < n * dim; ++i) slope += v_features[i] * std::sin(double(i));
+      for (int64_t j = 0; j < q * dim; ++j) slope += v_others[j] * std::cos(double(j));
+      const double expected = (weighted(1e-5) - weighted(-1e-5)) / 2e-5;
+      check(std::abs(slope - expected) < 1e-4 * (1 + std::abs(expected)), where + "gradient of contrast");
+    }
+}
+
+// Rows of a table in a step of Adam, the others untouched.
+template <class S>
+void test_adam(int64_t n, int64_t dim, const std::string& where) {
+  Array<S> table(n * dim), first(n * dim), second(n * dim), powers(2 * n), grads((n + 1) / 2 * dim);
+  Array<int64_t> rows((n + 1) / 2);
+  for (int64_t i = 0; i < n * dim; ++i) table[i] = S(i % 11), first[i] = second[i] = 0;
+  for (int64_t i = 0; i < 2 * n; ++i) powers[i] = 1;
+  for (int64_t i = 0; i < rows.size(); ++i) rows[i] = 2 * i;
+  for (int64_t i = 0; i < grads.size(); ++i) grads[i] = S(i % 3 - 1);
+  kernels().of<S>().adam_rows({dim, table.get(), first.get(), second.get(), powers.get(), rows.get(), grads.get(),
+                               S(0.25), S(0.9), S(0.99), S(1e-8)},
+                              0, rows.size());
+  for (int64_t i = 0; i < n * dim; ++i) {  // the first step of Adam is the rate, whatever the gradient's length
+    const int64_t row = i / dim;
+    const double grad = row % 2 ? 0 : double(grads[row / 2 * dim + i % dim]);
+    check(std::abs(table[i] - (i % 11 - 0.25 * grad)) < 1e-4, where + "a step of Adam");
+  }
+}
+
 template <class S>
 void test_all(const std::string& where) {
   const Size sizes[] = {{0, 1, 3, 17, 5},     {0, 0, 1, 16, 16},    {5, 0, 3, 20, 20},   {1, 1, 1, 1, 1},
@@ -394,6 +475,11 @@ void test_all(const std::string& where) {
   for (const auto& [h, w, c] : std::vector<std::array<int64_t, 3>>{
            {1, 1, 1}, {5, 3, 3}, {11, 11, 2}, {40, 13, 3}, {65, 7, 1}, {1, 50, 4}, {33, 1, 3}})
     test_ssim<S>(2, h, w, c, where);
+  for (const auto& [n, m, dim] : std::vector<std::array<int64_t, 3>>{
+           {1, 1, 1}, {3, 40, 3}, {33, 17, 16}, {70, 64, 5}, {130, 90, 37}, {5, 0, 2}, {0, 5, 2}})
+    for (const bool own_partner : {true, false}) test_contrast<S>(n, m, dim, own_partner, where);
+  for (const auto& [n, dim] : std::vector<std::array<int64_t, 2>>{{0, 3}, {1, 1}, {9, 16}, {20, 37}})
+    test_adam<S>(n, dim, where);
 }
 
 }  // namespace
