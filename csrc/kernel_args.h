@@ -134,7 +134,7 @@ struct SsimArgs {
 // A step of Adam on some rows of a table.
 template <class S>
 struct AdamArgs {
-  int64_t dim;
+  int64_t n, dim;
   S *table, *first, *second, *powers;  // [N,D]; of each row both betas to the power of its steps [N,2]
   const int64_t* rows;                 // [M], each once
   const S* grads;                      // [M,D]

@@ -123,14 +123,14 @@ struct Cpu {
   }
 
   template <class S>
-  static void adam_rows(const AdamArgs<S>& a, int64_t rows) {
+  static void adam_rows(const Tensor&, const AdamArgs<S>& a, int64_t rows) {
     const auto& kernel = cpu::kernels().of<S>();
     cpu::parallel_ranges(torch_threads(), rows, 512,
                          [&](int64_t begin, int64_t end) { kernel.adam_rows(a, begin, end); });
   }
 
   template <class S>
-  static void contrast(const ContrastArgs<S>& a, bool backward) {
+  static void contrast(const Contrast&, const ContrastArgs<S>& a, bool backward) {
     cpu::contrast(a, backward, torch_threads());
   }
 };

@@ -32,7 +32,7 @@ struct Contrast {
     check(partner_temperature > 0, "partner_temperature is ", partner_temperature, ", but must be positive");
   }
 
-  // Padding of the others has segment -1. Read on the host only.
+  // On the CPU, where what pads the others has segment -1.
   void check_segments() const {
     const auto least = [](const Tensor& t) {
       const int32_t* at = in<int32_t>(t);
@@ -65,7 +65,7 @@ Two contrast(const Tensor& features, const Tensor& others, const Tensor& segment
     using S = decltype(s);
     auto a = c.args<S>();
     a.losses = out<S>(losses), a.logsums = out<S>(logsums);
-    if (losses.numel()) Backend::contrast(a, false);
+    if (losses.numel()) Backend::contrast(c, a, false);
   });
   return {losses, logsums};
 }
@@ -87,7 +87,7 @@ Two contrast_backward(const Tensor& features, const Tensor& others, const Tensor
     auto a = c.args<S>();
     a.logsums = const_cast<S*>(in<S>(logsums)), a.v_losses = in<S>(v_losses);
     a.v_features = out<S>(v_features), a.v_other_features = to_others ? out<S>(v_others) : nullptr;
-    Backend::contrast(a, true);
+    Backend::contrast(c, a, true);
   });
   return {v_features, v_others};
 }

@@ -27,9 +27,10 @@ void adam_rows(const Tensor& table, const Tensor& first, const Tensor& second, c
   }
   with_scalar(like, [&](auto s) {
     using S = decltype(s);
-    const AdamArgs<S> a{D.size,       out<S>(table), out<S>(first), out<S>(second), out<S>(powers), in<int64_t>(rows),
-                        in<S>(grads), S(rate),       S(beta1),      S(beta2),       S(eps)};
-    Backend::adam_rows(a, rows.size(0));
+    const AdamArgs<S> a{N.size,         D.size,         out<S>(table),     out<S>(first),
+                        out<S>(second), out<S>(powers), in<int64_t>(rows), in<S>(grads),
+                        S(rate),        S(beta1),       S(beta2),          S(eps)};
+    Backend::adam_rows(table, a, rows.size(0));
   });
 }
 

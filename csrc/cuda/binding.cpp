@@ -8,7 +8,9 @@
 #include <vector>
 
 #include "../per_gaussian.h"
+#include "../per_pair.h"
 #include "../per_pixel.h"
+#include "../per_row.h"
 #include "device.h"
 #include "kernels.h"
 #include "launch.h"
@@ -109,6 +111,17 @@ struct Cuda {
         [&](cudaStream_t stream) { return cuda::ssim(a, images, backward, stream); });
   }
 
+  template <class S>
+  static void contrast(const Contrast& c, const ContrastArgs<S>& a, bool backward) {
+    run(backward ? "contrast_backward" : "contrast", c.features,
+        [&](cudaStream_t stream) { return cuda::contrast(a, backward, stream); });
+  }
+
+  template <class S>
+  static void adam_rows(const Tensor& table, const AdamArgs<S>& a, int64_t rows) {
+    run("adam_rows", table, [&](cudaStream_t stream) { return cuda::adam_rows(a, rows, stream); });
+  }
+
  private:
   template <class F>
   static void run(const char* op, const Tensor& on, const F& launch) {
@@ -136,4 +149,7 @@ STABLE_TORCH_LIBRARY_IMPL(gsfields, CUDA, m) {
   m.impl("lift", TORCH_BOX(&gsfields::lift<gsfields::Cuda>));
   m.impl("ssim", TORCH_BOX(&gsfields::ssim<gsfields::Cuda>));
   m.impl("ssim_backward", TORCH_BOX(&gsfields::ssim_backward<gsfields::Cuda>));
+  m.impl("contrast", TORCH_BOX(&gsfields::contrast<gsfields::Cuda>));
+  m.impl("contrast_backward", TORCH_BOX(&gsfields::contrast_backward<gsfields::Cuda>));
+  m.impl("adam_rows", TORCH_BOX(&gsfields::adam_rows<gsfields::Cuda>));
 }

@@ -76,4 +76,11 @@ cudaError_t lift(const BlendInput<S>& in, const LiftArgs<S>& a, const Allocate& 
 template <class S>
 cudaError_t ssim(const SsimArgs<S>& a, int64_t images, bool backward, cudaStream_t stream);
 
+// Losses and logsums, or the gradients; bit-identical over runs.
+template <class S>
+cudaError_t contrast(const ContrastArgs<S>& a, bool backward, cudaStream_t stream);
+
+template <class S>
+cudaError_t adam_rows(const AdamArgs<S>& a, int64_t rows, cudaStream_t stream);
+
 }  // namespace gsfields::cuda

@@ -9,10 +9,17 @@ constexpr int kShBlock = 128;
 constexpr int kPackBlock = 256;
 constexpr int kRespondBlock = 128;
 constexpr int kRespondSumBlock = 512;
+constexpr int kContrastBlock = 128;
+constexpr int kAdamBlock = 128;
 
 constexpr bool is_block_size(int threads) { return threads % 32 == 0 && threads > 0 && threads <= 1024; }
 static_assert(is_block_size(kProjectBlock) && is_block_size(kShBlock) && is_block_size(kPackBlock));
 static_assert(is_block_size(kRespondBlock) && is_block_size(kRespondSumBlock));
+static_assert(is_block_size(kContrastBlock) && is_block_size(kAdamBlock));
+
+// Blocks of these that a multiprocessor should hold: told so, the compiler takes the registers that divisions in double
+// need; else it spills some.
+constexpr int kWarpPerRowBlocks = 2;
 static_assert((kProjectBlock & (kProjectBlock - 1)) == 0, "sums over the block halve it");
 
 // SSIM. Stages of eleven rows per strip; channels that a block takes together, which its shared memory must hold with

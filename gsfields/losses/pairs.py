@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from gsfields import ops
@@ -38,36 +37,12 @@ def surprise(
         own_partner: if others are the features themselves, whether a pixel is its own partner; it always counts among
             all.
 
-    Where the power is 1 the slope at distance 0 is taken as 0. On the CPU no matrix of all pairs is kept, and gradients
-    are first ones only; elsewhere there are a few such matrices.
+    Where the power is 1 the slope at distance 0 is taken as 0. No matrix of all pairs is kept, and gradients are first
+    ones only.
     """
-    if features.device.type != "cpu":
-        return _of_all_pairs(features, others, segment, other_segment, similarity, own_partner)
     return ops.contrast(
         features, others, segment.int(), other_segment.int(),
         squared=similarity.power == 2, two_exponentials=similarity.kernel == "double",
         temperature=similarity.temperature, partner_temperature=similarity.partner_temperature,
         own_partner=own_partner,
     )  # fmt: skip
-
-
-def _of_all_pairs(
-    features: Tensor,
-    others: Tensor,
-    segment: Tensor,
-    other_segment: Tensor,
-    similarity: Similarity,
-    own_partner: bool,
-) -> Tensor:
-    """The same on any device, from matrices [P, Q]."""
-    same = segment[:, None] == other_segment
-    x = torch.cdist(features, others, compute_mode="donot_use_mm_for_euclid_dist")
-    x = x**similarity.power
-    own = similarity.partner_temperature or similarity.temperature
-    scores = -x / torch.where(same, x.new_tensor(own), x.new_tensor(similarity.temperature))
-    if similarity.kernel == "double":
-        scores = scores.exp()
-    partners = same if own_partner else same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
-    alone = ~partners.any(1)
-    partners = partners | alone[:, None]  # of those all are partners, and the loss is 0
-    return scores.logsumexp(1) - scores.masked_fill(~partners, -torch.inf).logsumexp(1)

@@ -31,7 +31,7 @@ def contrast(
         own_partner: False where others are the features and no pixel is its own partner; it counts among all still.
 
     Returns [P]; 0, without gradient, for pixels that have no partner. Differentiable once in features and others; where
-    two coincide, the slope of an unsquared distance is taken as 0. On the CPU only.
+    two coincide, the slope of an unsquared distance is taken as 0.
     """
     partner = temperature if partner_temperature is None else partner_temperature
     return native.contrast(

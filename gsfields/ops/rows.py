@@ -26,7 +26,7 @@ def adam_rows(
         powers: [N, 2], both betas to the power of the steps of each row, ones at first.
         rows: [M] int64, each once; grads: [M, D].
 
-    On the CPU only.
+    A row outside the table is refused on the CPU, and passed over on a GPU.
     """
     native.adam_rows(table, first, second, powers, rows, grads, rate, *betas, eps)
 

@@ -443,7 +443,7 @@ void test_adam(int64_t n, int64_t dim, const std::string& where) {
   for (int64_t i = 0; i < 2 * n; ++i) powers[i] = 1;
   for (int64_t i = 0; i < rows.size(); ++i) rows[i] = 2 * i;
   for (int64_t i = 0; i < grads.size(); ++i) grads[i] = S(i % 3 - 1);
-  kernels().of<S>().adam_rows({dim, table.get(), first.get(), second.get(), powers.get(), rows.get(), grads.get(),
+  kernels().of<S>().adam_rows({n, dim, table.get(), first.get(), second.get(), powers.get(), rows.get(), grads.get(),
                                S(0.25), S(0.9), S(0.99), S(1e-8)},
                               0, rows.size());
   for (int64_t i = 0; i < n * dim; ++i) {  // the first step of Adam is the rate, whatever the gradient's length

@@ -106,6 +106,8 @@ struct Cpu {
   static void ssim(const SsimArgs<double>& a, int64_t images, bool backward) {
     cpu::ssim(a, images, backward, threads());
   }
+  static void contrast(const ContrastArgs<double>& a, bool backward) { cpu::contrast(a, backward, threads()); }
+  static void adam_rows(const AdamArgs<double>& a, int64_t rows) { kernels().adam_rows(a, 0, rows); }
 };
 
 struct Cuda {
@@ -157,6 +159,8 @@ struct Cuda {
   static void ssim(const SsimArgs<float>& a, int64_t images, bool backward) {
     finish(cuda::ssim(a, images, backward, stream));
   }
+  static void contrast(const ContrastArgs<float>& a, bool backward) { finish(cuda::contrast(a, backward, stream)); }
+  static void adam_rows(const AdamArgs<float>& a, int64_t rows) { finish(cuda::adam_rows(a, rows, stream)); }
 };
 
 // ---- scenes --------------------------------------------------------------------------------------------------------
@@ -418,6 +422,44 @@ Results ssim(int64_t images, int64_t height, int64_t width, int64_t channels) {
   return {map.numbers(), d_mu.numbers(), d_var.numbers(), d_cov.numbers(), v_image1.numbers()};
 }
 
+template <class B>
+Results contrast(int64_t pixels, int64_t others, int64_t dim, bool squared) {
+  using S = typename B::Scalar;
+  Random rng{std::mt19937(7)};
+  const Array<S> features(rng.numbers(pixels * dim, -1, 1)), other_features(rng.numbers(others * dim, -1, 1));
+  const Array<S> v_losses(rng.numbers(pixels, -1, 1)), losses(pixels), logsums(2 * pixels), v_features(pixels * dim);
+  const Array<S> v_others(others * dim);
+  const Array<int32_t> segments(pixels), other_segments(others);
+  for (int64_t i = 0; i < pixels; ++i) segments.get()[i] = int32_t(i % 5);
+  for (int64_t j = 0; j < others; ++j) other_segments.get()[j] = int32_t(j % 4);
+  ContrastArgs<S> a{};
+  a.pixels = pixels, a.others = others, a.dim = dim, a.features = features.get();
+  a.other_features = other_features.get(), a.segments = segments.get(), a.other_segments = other_segments.get();
+  a.squared = squared, a.two_exponentials = !squared, a.own_partner = true, a.sharpness = 3, a.partner_sharpness = 1;
+  a.losses = losses.get(), a.logsums = logsums.get(), a.v_losses = v_losses.get();
+  a.v_features = v_features.get(), a.v_other_features = v_others.get();
+  B::contrast(a, false);
+  B::contrast(a, true);
+  return {losses.numbers(), v_features.numbers(), v_others.numbers()};
+}
+
+template <class B>
+Results adam_rows(int64_t n, int64_t dim) {
+  using S = typename B::Scalar;
+  Random rng{std::mt19937(8)};
+  const int64_t count = n / 2;
+  const Array<S> table(rng.numbers(n * dim, -1, 1)), grads(rng.numbers(count * dim, -1, 1));
+  const Array<S> first(rng.numbers(n * dim, 0, 0)), second(rng.numbers(n * dim, 0, 0)),
+      powers(rng.numbers(2 * n, 1, 1));
+  const Array<int64_t> rows(count);
+  for (int64_t i = 0; i < count; ++i) rows.get()[i] = 2 * i + 1;
+  for (int step = 0; step < 3; ++step)
+    B::adam_rows({n, dim, table.get(), first.get(), second.get(), powers.get(), rows.get(), grads.get(), S(0.25),
+                  S(0.5), S(0.75), S(1e-3)},
+                 count);
+  return {table.numbers(), first.numbers(), second.numbers(), powers.numbers()};
+}
+
 // ---- comparison ----------------------------------------------------------------------------------------------------
 
 // A number may be off by `tolerance` of the largest. A few may be off by more, where rounding decides whether a pair is
@@ -482,6 +524,12 @@ int main() {
     test_scene({5, 0, 17, 5, 1.0f, 0.1f}, {{3}}, 0, name + "no views, ");
     for (const auto& [n, rank] : {std::array<int64_t, 2>{300, 5}, {33, 70}, {20, 0}, {0, 3}})
       compare(name + "respond", respond<Cuda>(n, rank, n % 2), respond<Cpu>(n, rank, n % 2), 1e-5, 0);
+    for (const auto& [pixels, others, dim] : {std::array<int64_t, 3>{70, 45, 3}, {9, 130, 17}, {1, 1, 8}, {0, 5, 2}})
+      for (const bool squared : {false, true})
+        compare(name + "contrast", contrast<Cuda>(pixels, others, dim, squared),
+                contrast<Cpu>(pixels, others, dim, squared), 1e-4, 0);
+    for (const auto& [n, dim] : {std::array<int64_t, 2>{300, 5}, {9, 70}, {0, 3}})
+      compare(name + "adam", adam_rows<Cuda>(n, dim), adam_rows<Cpu>(n, dim), 1e-5, 0);
     for (const auto& [images, height, width, count] :
          {std::array<int64_t, 4>{2, 60, 37, 3}, {1, 3, 200, 1}, {1, 20, 5, 7}, {0, 5, 5, 3}})
       compare(name + "ssim", ssim<Cuda>(images, height, width, count), ssim<Cpu>(images, height, width, count), 1e-5,

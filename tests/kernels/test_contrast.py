@@ -1,8 +1,6 @@
-"""ops.contrast against matrices of all pairs in float64, and ops.adam_rows against torch's Adam; both are for CPUs."""
+"""ops.contrast against matrices of all pairs in float64, and ops.adam_rows against torch's Adam."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,7 +9,8 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from gsfields import ops
-from gsfields.losses.pairs import Similarity, _of_all_pairs
+from gsfields.losses.pairs import Similarity
+from tests.kernels.backends import Backend
 from tests.kernels.compare import assert_bitwise, assert_relative
 from tests.kernels.scenes import generator, normal
 
@@ -27,15 +26,19 @@ SHAPES = [
 ]
 
 
-@pytest.fixture(
-    params=[(isa, dtype) for isa in ops.available_cpu_isas() for dtype in ("float32", "float64")], ids=str
-)
-def dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
-    """Each instruction set in both precisions."""
-    isa, name = request.param
-    ops.set_cpu_isa(isa)
-    yield getattr(torch, name)
-    ops.set_cpu_isa("auto")
+def of_all_pairs(features, others, segments, other_segments, similarity: Similarity, own_partner: bool):
+    """The losses from matrices [P, Q]."""
+    same = segments[:, None] == other_segments
+    x = torch.cdist(features, others, compute_mode="donot_use_mm_for_euclid_dist") ** similarity.power
+    own = similarity.partner_temperature or similarity.temperature
+    scores = -x / torch.where(same, x.new_tensor(own), x.new_tensor(similarity.temperature))
+    if similarity.kernel == "double":
+        scores = scores.exp()
+    partners = same if own_partner else same & ~torch.eye(len(same), dtype=torch.bool)
+    partners = partners | ~partners.any(
+        1, keepdim=True
+    )  # of those without all are partners, and the loss is 0
+    return scores.logsumexp(1) - scores.masked_fill(~partners, -torch.inf).logsumexp(1)
 
 
 def drawn(pixels: int, others: int, dim: int, *, scale=1.0, segments=6, seed=0):
@@ -45,73 +48,74 @@ def drawn(pixels: int, others: int, dim: int, *, scale=1.0, segments=6, seed=0):
     return features, other, *ids
 
 
-def compare(
-    inputs, similarity: Similarity, dtype: torch.dtype, *, own_partner=True, tolerance: float
-) -> None:
-    """Losses and both gradients, in `dtype` against float64 of the same numbers."""
+def compare(inputs, similarity: Similarity, backend: Backend, *, own_partner=True, tolerance: float) -> None:
+    """Losses and both gradients, by the backend and in float64 of the same numbers."""
     features, others, segments, other_segments = inputs
     settings = {
         "squared": similarity.power == 2, "two_exponentials": similarity.kernel == "double",
         "temperature": similarity.temperature, "partner_temperature": similarity.partner_temperature,
         "own_partner": own_partner,
     }  # fmt: skip
-    mine = [t.to(dtype).clone().requires_grad_() for t in (features, others)]
-    exact = [t.detach().double().requires_grad_() for t in mine]
-    actual = ops.contrast(*mine, segments, other_segments, **settings)
-    expected = _of_all_pairs(*exact, segments, other_segments, similarity, own_partner)
+    mine = [backend.move(t).clone().requires_grad_() for t in (features, others)]
+    exact = [t.detach().double().cpu().requires_grad_() for t in mine]
+    actual = ops.contrast(*mine, *(s.to(backend.device) for s in (segments, other_segments)), **settings)
+    expected = of_all_pairs(*exact, segments, other_segments, similarity, own_partner)
     weights = normal(generator(9), len(features))
-    actual.backward(weights.to(dtype))
+    actual.backward(backend.move(weights))
     expected.backward(weights)
-    assert_relative(actual.detach().double(), expected.detach(), tolerance)
+    assert_relative(actual, expected, tolerance)
     for a, e in zip(mine, exact, strict=True):
         largest = e.grad.abs().max().clamp_min(1e-12)  # where exp(-x) has all but vanished, it may be 0
-        assert (a.grad.double() - e.grad).abs().max() <= 20 * tolerance * largest
+        assert (a.grad.double().cpu() - e.grad).abs().max() <= 20 * tolerance * largest
 
 
 @pytest.mark.parametrize("scale", [0.05, 1.0, 6.0])
 @pytest.mark.parametrize("kernel", ["plain", "double"])
 @pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_losses_and_gradients_are_those_of_all_pairs(dtype, shape, power, kernel, scale):
+def test_losses_and_gradients_are_those_of_all_pairs(backend, shape, power, kernel, scale):
     """From embeddings that nearly coincide to such that exp would underflow without care."""
-    tolerance = 3e-6 if dtype == torch.float32 else 1e-13
+    tolerance = backend.tolerance(3e-6, 1e-13)
     if scale > 1 and power == 2:
         tolerance *= 10  # x reaches 1e4, and exp(-x) has the error of x
     inputs = drawn(*shape, scale=scale, seed=sum(shape))
-    compare(inputs, Similarity(power, kernel, 0.3), dtype, tolerance=tolerance)
+    compare(inputs, Similarity(power, kernel, 0.3), backend, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("own_partner", [True, False])
 @pytest.mark.parametrize("partner_temperature", [None, 20.0])
-def test_pixels_among_themselves(dtype, partner_temperature, own_partner):
+def test_pixels_among_themselves(backend, partner_temperature, own_partner):
     features, _, segments, _ = drawn(83, 1, 5, seed=2)
     segments[:3] = torch.tensor([90, 91, 92])  # alone
     similarity = Similarity(2, "double", 1.0, partner_temperature)
-    tolerance = 1e-6 if dtype == torch.float32 else 1e-13
+    tolerance = backend.tolerance(1e-6, 1e-13)
     compare(
         (features, features, segments, segments),
         similarity,
-        dtype,
+        backend,
         own_partner=own_partner,
         tolerance=tolerance,
     )
 
 
-def test_a_pixel_whose_partners_are_far_beyond_the_others(dtype):
+def test_a_pixel_whose_partners_are_far_beyond_the_others(backend):
     """Relative to the nearest of all, what the partners count is 0 in floats, and the loss is the distance still."""
     features, others = torch.zeros(1, 2), torch.tensor([[0.0, 0.0], [150.0, 0.0], [151.0, 0.0]])
     segments, other_segments = torch.tensor([1]).int(), torch.tensor([0, 1, 1]).int()
-    mine = features.to(dtype).requires_grad_()
-    loss = ops.contrast(mine, others.to(dtype), segments, other_segments, squared=False)
+    mine, segments, other_segments = (
+        backend.move(features).requires_grad_(), *(s.to(backend.device) for s in (segments, other_segments))
+    )  # fmt: skip
+    loss = ops.contrast(mine, backend.move(others), segments, other_segments, squared=False)
     expected = 150 - torch.tensor(-1.0).exp().log1p()
     torch.testing.assert_close(loss.item(), expected.item(), rtol=1e-6, atol=0)
     loss.sum().backward()
-    torch.testing.assert_close(mine.grad, torch.tensor([[-1.0, 0.0]], dtype=dtype))
+    torch.testing.assert_close(mine.grad, backend.move(torch.tensor([[-1.0, 0.0]])))
 
 
-def test_no_partner_no_loss_no_gradient(dtype):
-    features, others, segments, other_segments = drawn(20, 30, 4)
-    features, others = features.to(dtype).requires_grad_(), others.to(dtype).requires_grad_()
+def test_no_partner_no_loss_no_gradient(backend):
+    features, others, *ids = drawn(20, 30, 4)
+    features, others = (backend.move(t).requires_grad_() for t in (features, others))
+    segments, other_segments = (t.to(backend.device) for t in ids)
     loss = ops.contrast(features, others, segments + 100, other_segments)
     loss.sum().backward()
     assert not loss.any() and not features.grad.any() and not others.grad.any()
@@ -122,20 +126,22 @@ def test_no_partner_no_loss_no_gradient(dtype):
             assert not grad.any()
 
 
-def test_coinciding_embeddings_have_a_gradient(dtype):
-    features = torch.ones(6, 3, dtype=dtype, requires_grad=True)
-    segments = torch.tensor([0, 0, 1, 1, 2, 2]).int()
+def test_coinciding_embeddings_have_a_gradient(backend):
+    features = backend.move(torch.ones(6, 3)).requires_grad_()
+    segments = torch.tensor([0, 0, 1, 1, 2, 2]).int().to(backend.device)
     loss = ops.contrast(features, features.detach(), segments, segments, squared=False)
     loss.sum().backward()
-    torch.testing.assert_close(loss.detach(), torch.full((6,), 3.0, dtype=dtype).log())
+    torch.testing.assert_close(loss.detach(), backend.move(torch.full((6,), 3.0)).log())
     assert not features.grad.any()
 
 
 @pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("kernel", ["plain", "double"])
 @pytest.mark.parametrize("own_partner", [True, False])
-def test_finite_differences(power, kernel, own_partner):
-    features, others, segments, other_segments = drawn(7, 7, 3, segments=3, seed=5)
+def test_finite_differences(exact_backend, power, kernel, own_partner):
+    features, others, *ids = drawn(7, 7, 3, segments=3, seed=5)
+    features, others = (exact_backend.move(t) for t in (features, others))
+    segments, other_segments = (t.to(exact_backend.device) for t in ids)
     if not own_partner:
         other_segments = segments
     inputs = (features.requires_grad_(), others.requires_grad_())
@@ -156,7 +162,8 @@ def test_finite_differences(power, kernel, own_partner):
 @settings(deadline=None, max_examples=60)
 def test_any_numbers_of_pixels(pixels, others, dim, segments, seed, squared):
     inputs = drawn(pixels, others, dim, segments=segments, seed=seed)
-    compare(inputs, Similarity(2 if squared else 1, "plain", 0.5), torch.float64, tolerance=1e-12)
+    exact = Backend("cpu-float64", "cpu", torch.float64)
+    compare(inputs, Similarity(2 if squared else 1, "plain", 0.5), exact, tolerance=1e-12)
 
 
 def test_order_and_threads_change_nothing():
@@ -208,24 +215,25 @@ def test_bad_pairs_get_one_sentence(message):
 
 
 @pytest.mark.parametrize("dim", [1, 3, 16, 37])
-def test_rows_take_the_steps_of_an_adam_of_their_own(dtype, dim):
+def test_rows_take_the_steps_of_an_adam_of_their_own(backend, dim):
     rng = generator(dim)
     count, rate, betas, eps = 23, 0.05, (0.8, 0.95), 1e-6
     start = normal(rng, count, dim)
-    table, first, second = start.to(dtype).clone(), *(torch.zeros(count, dim, dtype=dtype) for _ in range(2))
-    powers = torch.ones(count, 2, dtype=dtype)
+    table, first, second = (backend.move(t).clone() for t in (start, 0 * start, 0 * start))
+    powers = torch.ones_like(table[:, :1]).repeat(1, 2)
     own = [start[i].clone().requires_grad_() for i in range(count)]
     adams = [torch.optim.Adam([p], lr=rate, betas=betas, eps=eps) for p in own]
     for _ in range(30):
         rows = torch.randperm(count, generator=rng)[: int(torch.randint(0, 9, (), generator=rng))]
         grads = normal(rng, len(rows), dim)
-        ops.adam_rows(table, first, second, powers, rows, grads.to(dtype), rate=rate, betas=betas, eps=eps)
+        where = (rows.to(backend.device), backend.move(grads))
+        ops.adam_rows(table, first, second, powers, *where, rate=rate, betas=betas, eps=eps)
         for row, grad in zip(rows.tolist(), grads, strict=True):
             own[row].grad = grad.clone()
             adams[row].step()
     expected = torch.stack([p.detach() for p in own])
     assert (expected != start).any(1).sum() > 15
-    assert_relative(table.double(), expected, 2e-5 if dtype == torch.float32 else 1e-12)
+    assert_relative(table, expected, backend.tolerance(2e-5, 1e-12))
 
 
 BAD_ROWS = {
