@@ -7,7 +7,7 @@ clusterings  HDBSCAN with the sweep and with fixed sizes, DBSCAN, MeanShift, the
 ablation     pruning and splitting of the geometry, start, sampling, momentum, a network of position
 variance     how noisy the gradient is along the fit: slow-fast against vanilla
 speed        steps per second against the number of objects, and against a neural field (wants an idle machine)
-scale        cost and quality from 25 to 500 objects, 1,200 views (an hour or more)
+scale        cost and quality from 25 to 500 objects, 1,200 views (half an hour or more)
 
 Geometry is fitted once for a room and shared by all; only the instance field is trained. Every finished trial is
 written at once and not run again; --fresh forgets the rows, not the geometry.
