@@ -136,13 +136,16 @@ void contrast_rows(const ContrastArgs<S>& a, const void* shared, int64_t begin, 
     const P p(a, shared, scratch, first, end);
     const V lowest = math::splat<V>(-S(__builtin_inf()));
     V highest[kPairRows], highest_partner[kPairRows];
+    typename P::M found[kPairRows] = {};
     for (int r = 0; r < kPairRows; ++r) highest[r] = highest_partner[r] = lowest;
     for (int64_t j = 0; j < p.stride; j += L)
       p.distances(j, [&](int r, V distance) __attribute__((always_inline)) {
         const V score = p.score(r, distance, j);
         __builtin_memcpy(p.scores + r * p.stride + j, &score, sizeof(V));
         highest[r] = math::max(highest[r], p.valid(j) ? score : lowest);
-        highest_partner[r] = math::max(highest_partner[r], p.partners(r, j) ? score : lowest);
+        const auto partners = p.partners(r, j);
+        highest_partner[r] = math::max(highest_partner[r], partners ? score : lowest);
+        found[r] |= partners;
       });
     for (int r = 0; r < p.count; ++r) {
       const S* scores = p.scores + r * p.stride;
@@ -152,7 +155,7 @@ void contrast_rows(const ContrastArgs<S>& a, const void* shared, int64_t begin, 
       const auto all = [&](int64_t j) __attribute__((always_inline)) { return p.valid(j); };
       const auto own = [&](int64_t j) __attribute__((always_inline)) { return p.partners(r, j); };
       S* logs = a.logsums + 2 * (first + r);
-      if (!math::finite(partner)) {  // none: no loss, no gradient
+      if (!any(found[r])) {  // no partner, no loss, no gradient
         logs[0] = logs[1] = S(__builtin_inf()), a.losses[first + r] = 0;
         continue;
       }
@@ -160,8 +163,10 @@ void contrast_rows(const ContrastArgs<S>& a, const void* shared, int64_t begin, 
       const S shift = near ? top : partner;
       const S total = math::log(sum_of_exponentials<S, L>(scores, p.stride, top, all));
       const S among = math::log(sum_of_exponentials<S, L>(scores, p.stride, shift, own));
-      logs[0] = top + total, logs[1] = shift + among;
-      a.losses[first + r] = (near ? S(0) : top - partner) + total - among;
+      S unless_finite = 0;  // what is not a number passes by comparisons unseen
+      for (int64_t k = 0; k < a.dim; ++k) unless_finite += 0 * p.rows[r][k];
+      logs[0] = top + total + unless_finite, logs[1] = shift + among;
+      a.losses[first + r] = (near ? S(0) : top - partner) + total - among + unless_finite;
     }
   }
 }
@@ -178,7 +183,7 @@ void contrast_backward_rows(const ContrastArgs<S>& a, const void* shared, int64_
     S v_losses[kPairRows], all[kPairRows], among[kPairRows], odds[kPairRows];
     for (int r = 0; r < kPairRows; ++r) {
       const int64_t row = first + r;
-      const bool counts = r < p.count && math::finite(a.logsums[2 * row]);
+      const bool counts = r < p.count && a.logsums[2 * row] != S(__builtin_inf());
       v_losses[r] = counts ? a.v_losses[row] : S(0);
       all[r] = counts ? a.logsums[2 * row] : S(0), among[r] = counts ? a.logsums[2 * row + 1] : S(0);
       odds[r] = all[r] - among[r] < S(kSafeGap) ? math::exp(all[r] - among[r]) : S(0);

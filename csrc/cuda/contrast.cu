@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kContrastBlock, kWarpPerRowBlocks) contrast_ke
   }
   all.gather(), own.gather();
   if (lane_id() != 0) return;
-  const bool alone = !(own.top > -INFINITY);  // no loss, no gradient
+  const bool alone = own.top == -INFINITY && own.sum == 0;  // no loss, no gradient
   const S log_all = math::log(all.sum), log_own = math::log(own.sum);
   a.losses[i] = alone ? S(0) : all.top - own.top + (log_all - log_own);
   a.logsums[2 * i] = alone ? S(INFINITY) : all.top + log_all;

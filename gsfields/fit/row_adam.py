@@ -45,9 +45,7 @@ class RowAdam(torch.optim.Optimizer):
         state = self.state[table]
         if not state:
             state["first"], state["second"] = torch.zeros_like(table), torch.zeros_like(table)
-            state["powers"] = table.new_ones(
-                len(table), 2
-            )  # of both betas, to the number of steps of each row
+            state["powers"] = table.new_ones(len(table), 2)  # betas to the power of each row's steps
         ops.adam_rows(
             table, state["first"], state["second"], state["powers"], grad._indices()[0], grad._values(),
             rate=group["lr"], betas=group["betas"], eps=group["eps"],

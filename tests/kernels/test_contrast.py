@@ -126,6 +126,17 @@ def test_no_partner_no_loss_no_gradient(backend):
             assert not grad.any()
 
 
+@pytest.mark.parametrize("squared", [True, False])
+def test_what_is_not_a_number_is_not_hidden(backend, squared):
+    features, others, *ids = drawn(9, 12, 3, segments=2)
+    features[4, 1] = torch.nan
+    features, others = (backend.move(t).requires_grad_() for t in (features, others))
+    loss = ops.contrast(features, others, *(t.to(backend.device) for t in ids), squared=squared)
+    assert loss.isnan().nonzero().tolist() == [[4]]
+    loss[:4].sum().backward()
+    assert features.grad[:4].isfinite().all() and not loss[:4].isnan().any()
+
+
 def test_coinciding_embeddings_have_a_gradient(backend):
     features = backend.move(torch.ones(6, 3)).requires_grad_()
     segments = torch.tensor([0, 0, 1, 1, 2, 2]).int().to(backend.device)
