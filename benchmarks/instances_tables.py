@@ -253,6 +253,7 @@ def scale(rows: Rows) -> str:
         mean(over_rooms(rows, title, pq, 25)) - mean(over_rooms(rows, title, pq, LARGEST))
         for title in (OURS, CEILING)
     )
+    known = "not measured" if math.isnan(least) else f"{least:.2f}"
     head = [
         "N",
         "true ids",
@@ -270,7 +271,7 @@ def scale(rows: Rows) -> str:
             "# Cost and quality against the number of objects",
             table([*head, "plans, MiB", "peak, MiB"], lines),
             f"Points of PQ lost from 25 to {LARGEST} objects (target 6): {verdict(lost, 6, at_most=True)}; by true ids "
-            f"lifted to the same geometry, the most that a field could reach: {least:.2f}.",
+            f"lifted to the same geometry, the most that a field could reach: {known}.",
             f"{ABOUT} Peak: of the resident memory of the process, over all stages.",
         ]
     )

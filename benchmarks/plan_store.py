@@ -42,7 +42,7 @@ class Row:
 
     @property
     def list_bytes(self) -> int:
-        return sum(self.kept.tensors[name].nbytes for name in ("ids", "counts", "drawn"))
+        return sum(self.kept.tensors[name].nbytes for name in ("ids", "counts", "gaps"))
 
 
 def measure(scene: Scene, effort: Effort) -> Row:

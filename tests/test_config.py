@@ -130,7 +130,7 @@ def test_defaults_of_instances_are_in_their_own_range():
         ("dims", "5", "there is no field 'dims'; did you mean 'dim'?"),
         ("means-lr", "1", "there is no field 'means_lr'"),
         ("dim", "0", "dim must be at least 1, but is 0"),
-        ("steps", "0", "steps must be at least 1, but is 0"),
+        ("steps", "-1", "steps must be at least 0, but is -1"),
         ("pixels", "1", "pixels must be at least 2, but is 1"),
         ("momentum", "1.5", "momentum must be 0 to 1, but is 1.5"),
         ("temperature", "0", "temperature must be at least 1e-06, but is 0"),

@@ -16,6 +16,7 @@ from benchmarks import instances, instances_speed, instances_tables, instances_t
 from benchmarks.baselines.tracking import Frame
 from benchmarks.instances_studies import (
     ASSIGNMENT,
+    CEILING,
     FLAT,
     OURS,
     STUDIES,
@@ -99,11 +100,15 @@ def results(folder, study="scale"):
 def test_a_study_writes_its_rows(folder):
     rows, text = results(folder)
     row = rows[f"10/0/{OURS}"]
-    assert len(rows) == 3 and set(row["seconds"]) == {"field", "classes", "objects"} == set(row["peak_mib"])
+    assert len(rows) == 4 and rows[f"10/0/{CEILING}"]["pq"] > 50
+    assert set(row["seconds"]) == {"field", "classes", "objects"} == set(row["peak_mib"])
     assert row["steps"] == 150 and row["iterations_per_second"] > 0 and row["objects"] > 1
     assert row["own_grid_pq"] == row["pq"]  # 512 is a multiple of the photos' size
     assert row["pq"] == pytest.approx((row["pq_things"] + row["pq_stuff"]) / 2)
-    assert f"| 10 | {row['pq']:.1f} | " in text and "seeds 0, geometry of 250 steps" in text
+    assert (
+        f"| 10 | {rows[f'10/0/{CEILING}']['pq']:.1f} | {row['pq']:.1f} | " in text
+        and "seeds 0, geometry of 250 steps" in text
+    )
 
 
 def test_fusion_gives_segments_an_identity(folder, room):
@@ -235,7 +240,11 @@ def test_targets_are_met_or_missed_by_the_right_amount():
 def test_what_500_objects_cost():
     rows = {f"{n}/0/{OURS}": {"pq": pq, "seconds": {"field": n / 10}} for n, pq in ((25, 80.0), (500, 71.5))}
     text = instances_tables.scale(rows)
-    assert "(target 6): 8.50: missed by 2.50" in text and "| 500 | 71.5 | - | - | - | - | 50 |" in text
+    assert "(target 6): 8.50: missed by 2.50" in text and "| 500 | - | 71.5 | - | - | - | - | 50 |" in text
+    assert "the most that a field could reach: not measured" in text
+    rows |= {f"{n}/0/{CEILING}": {"pq": pq} for n, pq in ((25, 90.0), (500, 84.0))}
+    text = instances_tables.scale(rows)
+    assert "could reach: 6.00." in text and "| 500 | 84.0 | 71.5 | - |" in text
 
 
 def test_speed_is_told_as_rates_and_ratios():
