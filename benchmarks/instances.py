@@ -10,7 +10,7 @@ speed        steps per second against the number of objects, and against a neura
 scale        cost and quality from 25 to 500 objects, 1,200 views (half an hour or more)
 
 Geometry is fitted once for a room and shared by all; only the instance field is trained. Every finished trial is
-written at once and not run again; --fresh forgets the rows, not the geometry.
+written at once and not run again; --fresh forgets the rows, not what is kept of rooms in --runs (geometry and fields).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """One trial of the instance benchmark in a process of its own: `python -m benchmarks.instances_trial TRIAL`, which is
 JSON as `Trial` has it; the answer is {part: row} as JSON.
 
-Geometry is fitted once for a room and prepared once for a configuration of that; both are kept, and all trials that
-ask for the same share them. Seconds are processor time of one thread, files included.
+Geometry is fitted once for a room and prepared once for a configuration of that, a field is fitted once for a
+configuration of it on that; all are kept, and trials that ask for the same share them, also those of other studies.
+Seconds are processor time of one thread, files included.
 """
 
 from __future__ import annotations
@@ -42,11 +43,9 @@ from gsfields.fit.recognition import FittedField
 from gsfields.fit.scene import open_dataset
 from gsfields.fit.showing import evaluate_views
 from gsfields.fit.straddlers import prepare_geometry
-from gsfields.instances_config import InstancesConfig
+from gsfields.instances_config import FieldConfig, GeometryConfig, InstancesConfig
 
-FITTED = (
-    "fitted.json"  # in a folder of geometry: what it was made with, so that it is used again only for that
-)
+FITTED = "fitted.json"  # in a folder of what is kept: what it was made with, so that it is used again only for that
 Overrides = list[tuple[str, str]]
 
 
@@ -82,8 +81,16 @@ class Trial:
     @property
     def prepared(self) -> Path:
         """The run of that geometry as it is frozen."""
-        text = to_json(dataclasses.asdict(self.config.geometry))
-        return Path(self.run) / f"geometry-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        return Path(self.run) / f"geometry-{_digest(self.config.geometry)}"
+
+    @property
+    def fitted(self) -> Path:
+        """The folder of the field as it is fitted on that."""
+        return self.prepared / f"field-{_digest(self.config.field)}"
+
+
+def _digest(section: GeometryConfig | FieldConfig) -> str:
+    return hashlib.sha256(to_json(dataclasses.asdict(section)).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -118,9 +125,10 @@ class Room:
 class Stages:
     """What the stages of a trial take: processor seconds and the peak of memory, MiB, of each."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.peak_mib: dict[str, float] = {}
+    def __init__(self, seconds: Row | None = None, peak_mib: Row | None = None) -> None:
+        """Goes on from those of stages that are over."""
+        self.seconds: dict[str, float] = dict(seconds or {})
+        self.peak_mib: dict[str, float] = dict(peak_mib or {})
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -185,44 +193,57 @@ def _shown(room: Room) -> Row:
 # ------------------------------------------------------------------------------------------------------ instances
 
 
+def fit_field(trial: Trial) -> Row:
+    """Fit embeddings and classes on the frozen geometry, unless they are there."""
+    shaped, config = prepare(trial), trial.config.field
+    identity = {"field": dataclasses.asdict(config), "geometry": _marker(trial.prepared)}
+
+    def fitted() -> Row:
+        room, stages = Room.of(trial, trial.prepared), Stages()
+        labels, views = room.labels(), room.views(config.plan_mib << 20)
+        with stages.stage("field"):
+            trainer = InstanceTrainer(views, labels, config)
+            trainer.run(progress=False)
+        with stages.stage("classes"):
+            classifier = ClassTrainer(views, labels, config)
+            classifier.run(progress=False)
+        trial.fitted.mkdir(parents=True, exist_ok=True)
+        FittedField(
+            trainer.field.fast().detach(),
+            classifier.probabilities(),
+            labels.classes,
+            room.segments.classes.things,
+            str(Path(trial.scene).resolve()),
+            identifiers=config.loss == "linear-assignment",
+        ).save(trial.fitted / "field.safetensors")
+        return stages.row() | {
+            "gaussians": len(views),
+            "steps": trainer.steps,
+            "iterations_per_second": trainer.steps / stages.seconds["field"],
+            "plans": dataclasses.asdict(views.report()),
+            "prepared": shaped,
+        }
+
+    return kept(trial.fitted / FITTED, identity, fitted)
+
+
 def train(trial: Trial) -> dict[str, Row]:
     """Fit instances on the frozen geometry, and score the objects of each clustering of the embeddings."""
-    shaped, config = prepare(trial), trial.config
-    room, stages = Room.of(trial, trial.prepared), Stages()
-    labels, views = room.labels(), room.views(config.field.plan_mib << 20)
-    with stages.stage("field"):
-        trainer = InstanceTrainer(views, labels, config.field)
-        trainer.run(progress=False)
-    with stages.stage("classes"):
-        classifier = ClassTrainer(views, labels, config.field)
-        classifier.run(progress=False)
-    fitted = FittedField(
-        trainer.field.fast().detach(),
-        classifier.probabilities(),
-        labels.classes,
-        room.segments.classes.things,
-        str(Path(trial.scene).resolve()),
-        identifiers=config.field.loss == "linear-assignment",
-    )
-    shared = {
-        "gaussians": len(views),
-        "steps": trainer.steps,
-        "iterations_per_second": trainer.steps / stages.seconds["field"],
-        "plans": dataclasses.asdict(views.report()),
-        "prepared": shaped,
-    }
-    del trainer, classifier, views
+    fit, config = fit_field(trial), trial.config
+    field = FittedField.load(trial.fitted / "field.safetensors")
+    room = Room.of(trial, trial.prepared)
     answer = {}
     with tempfile.TemporaryDirectory() as temporary:
         run = Path(temporary)
-        lay_out(run, room.checkpoint, fitted)
+        lay_out(run, room.checkpoint, field)
         for part, overrides in trial.clusterings.items():
             # make_objects writes there what it was told, and would go on from it
             (run / instance_runs.FOLDER / "config.yaml").write_text(configuration.dump(config))
+            said: list[str] = []
+            stages = Stages(fit["seconds"], fit["peak_mib"])
             with stages.stage("objects"):
-                said: list[str] = []
                 table = instance_runs.make_objects(run, overrides, say=said.append)
-            answer[part] = scored(run, room) | shared | stages.row() | {"objects": len(table), "said": said}
+            answer[part] = scored(run, room) | fit | stages.row() | {"objects": len(table), "said": said}
     return answer
 
 

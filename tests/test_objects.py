@@ -352,6 +352,14 @@ def test_of_equal_sizes_the_middle_one():
     assert sweep(*images(features, truth), sizes=(50, 20, 120, 400)).size == 50
 
 
+def test_what_falls_short_by_little_is_as_good():
+    """One view's chance decides between those; the lower of two middles, in whatever order sizes come."""
+    scores = {10: 0.70, 20: 0.735, 40: 0.74, 80: 0.75, 160: 0.731, 320: 0.72}
+    assert objects._middle(list(scores), list(scores.values())) == 40
+    assert objects._middle([80, 20, 320], [0.75, 0.74, 0.5]) == 20
+    assert objects._middle([7], [0.0]) == 7
+
+
 # ------------------------------------------------------------------------------------------------------------ merging
 
 

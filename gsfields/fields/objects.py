@@ -27,7 +27,7 @@ from gsfields.files import written_whole
 
 THING = 1  # the class of everything where there are no classes (gsfields.data.segments.Classes)
 _TOGETHER = 0.5  # objects whose segments agree more are one
-_AS_GOOD = 0.01  # of per-frame PQ: sizes of clusters that differ by less are as good
+_AS_GOOD = 0.02  # of per-frame PQ: sizes of clusters that differ by less are as good
 _DISTANCES = 1 << 20  # held at once by `assign`
 
 
@@ -318,7 +318,7 @@ def sweep(
     """Choose the smallest size of a cluster without a true label: by the mean per-frame PQ of the objects
     against the 2D segments of a few training images, all things as one class. The released code takes the best, but
     the best of many that are nearly equal is chance, and the 2D segments would rather lose a small object than have its
-    outline wrong: here it is the middle one of those that agree most on how many objects there are.
+    outline wrong: here it is the middle one of all that are nearly as good.
 
     Args:
         features: of each of F images, [P, D] (P may differ), of its pixels.
@@ -353,16 +353,13 @@ def sweep(
             group = _groups(_agreement(parts, segments, len(centroids)))
         scores.append(float(np.mean([frame_pq(s, group[p - 1] + 1) for s, p in zip(segments, parts)])))
         counts.append(int(group.max()) + 1)
-    return Sweep(_steadiest(sizes, scores, counts), sizes, tuple(scores), tuple(counts))
+    return Sweep(_middle(sizes, scores), sizes, tuple(scores), tuple(counts))
 
 
-def _steadiest(sizes: Sequence[int], scores: Sequence[float], counts: Sequence[int]) -> int:
-    """Of the sizes that are as good as the best, those that agree most on the number of objects, and their middle."""
-    good = sorted((s, n) for s, score, n in zip(sizes, scores, counts) if score >= max(scores) - _AS_GOOD)
-    numbers = [n for _, n in good]
-    often = max(numbers.count(n) for n in numbers)
-    agreed = [size for size, n in good if numbers.count(n) == often]
-    return agreed[(len(agreed) - 1) // 2]
+def _middle(sizes: Sequence[int], scores: Sequence[float]) -> int:
+    """The middle of the sizes that are as good as the best, the lower of two."""
+    good = sorted(size for size, score in zip(sizes, scores) if score >= max(scores) - _AS_GOOD)
+    return good[(len(good) - 1) // 2]
 
 
 def size_grid(samples: int, count: int = 12) -> list[int]:

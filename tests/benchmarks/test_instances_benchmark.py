@@ -145,6 +145,19 @@ def test_methods_share_one_geometry(folder, monkeypatch):
     (other.geometry / instances_trial.FITTED).write_text(kept)
 
 
+def test_a_field_is_fitted_once(folder, room, monkeypatch):
+    """Objects are made of it anew; another configuration of the field is another fit."""
+    monkeypatch.setattr(instances_trial, "InstanceTrainer", lambda *a, **k: 1 / 0)
+    rows = results(folder)[0]
+    again = instances_trial.train(room[1])[""]
+    assert again["pq"] == rows[f"10/0/{OURS}"]["pq"] and again["steps"] == 150
+    assert again["seconds"]["field"] == rows[f"10/0/{OURS}"]["seconds"]["field"]
+    fewer = dataclasses.replace(room[1], overrides=[*room[1].overrides, ("min_size", "1400")])
+    assert instances_trial.train(fewer)[""]["objects"] < again["objects"]
+    with pytest.raises(ZeroDivisionError):
+        instances_trial.train(dataclasses.replace(room[1], overrides=[*room[1].overrides, ("dim", "5")]))
+
+
 @pytest.mark.slow
 def test_clusterings_are_of_the_same_embeddings(room):
     """And of the trial's configuration, each: what one is told does not stay for the next."""
