@@ -72,7 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(
         "fields", list_fields, "list every field of the configuration, with its default and meaning"
     )
-    sub.add_argument("of", nargs="?", choices=("fit", "instances"), default="fit", help="of which command")
+    sub.add_argument(
+        "of", nargs="?", choices=("fit", "instances", "language"), default="fit", help="of which command"
+    )
 
     sub = command("render", render_run, "render the held-out views or a camera path of a run")
     _add_run(sub)
@@ -95,13 +97,20 @@ def build_parser() -> argparse.ArgumentParser:
         "eval",
         evaluate_run,
         "score a run: `eval RUN` its images on held-out views (RUN/eval.json), `eval udos RUN` its masks against "
-        "annotations (RUN/udos.json), `eval panoptic RUN` its objects against true labels (RUN/panoptic.json)",
+        "annotations (RUN/udos.json), `eval panoptic RUN` its objects against true labels (RUN/panoptic.json), "
+        "`eval openvocab RUN` its answers to prompts (RUN/openvocab.json)",
     )
     sub.add_argument(
-        "protocol", nargs="?", choices=("images", "udos", "panoptic"), default="images", help="what is scored"
+        "protocol",
+        nargs="?",
+        choices=("images", "udos", "panoptic", "openvocab"),
+        default="images",
+        help="what is scored",
     )
     _add_run(sub)
-    sub.add_argument("--truth", metavar="DIR", help="panoptic: the true labels, if not with the data")
+    sub.add_argument("--truth", metavar="DIR", help="panoptic, openvocab: labels, if not with the data")
+    sub.add_argument("--scene", help="openvocab: the scene's name, where DIR holds labels of several")
+    _add_embeddings(sub)
 
     sub = command("fit-instances", fit_instances, "fit objects to the 2D segments of a run's photos")
     _add_run(sub)
@@ -117,21 +126,40 @@ def build_parser() -> argparse.ArgumentParser:
     sub.epilog = "--FIELD VALUE sets a field of the section objects; gsfields fields instances lists them."
 
     sub = command(
+        "fit-language", fit_language, "fit a language field to what segments of a run's photos mean"
+    )
+    _add_run(sub)
+    sub.add_argument(
+        "--features", metavar="DIR", help="segments with embeddings (default: those of the data)"
+    )
+    sub.add_argument("--overwrite", action="store_true", help="replace the language that is there")
+    sub.epilog = "--FIELD VALUE sets a field; gsfields fields language lists them."
+
+    sub = command("query", query, "ask a view of a run with language where things are")
+    _add_run(sub)
+    sub.add_argument("prompts", nargs="+", help="what to look for, such as 'bag of cookies'")
+    sub.add_argument("--view", help="stem of the photo, or its place (default: the first that was held out)")
+    sub.add_argument("--out", metavar="DIR", help="folder of the answers (default: RUN/language/queries)")
+    _add_embeddings(sub)
+
+    sub = command(
         "prep",
         prepare,
-        "prepare data: `prep motion DATA` makes 2D motion masks, `prep segments DATA` 2D segments; `prep egocentric "
-        "DATA` makes up a video, `prep messy-rooms DATA` a room full of things",
+        "prepare data: `prep motion DATA` makes 2D motion masks, `prep segments DATA` 2D segments, `prep language "
+        "DATA` segments with embeddings; `prep egocentric DATA` makes up a video, `prep messy-rooms DATA` a room full "
+        "of things, `prep nested DATA` things with parts and their names",
     )
     sub.add_argument(
         "what",
         choices=tuple(PREPARATIONS),
-        help="motion, segments: of the photos in DATA; egocentric, messy-rooms: make a scene",
+        help="motion, segments, language: of the photos in DATA; egocentric, messy-rooms, nested: make a scene",
     )
     sub.add_argument("data", help="folder of the scene")
     sub.add_argument("--overwrite", action="store_true", help="replace what is there")
     sub.epilog = (
-        "prep egocentric and prep messy-rooms write made-up scenes with exact labels to DATA. prep segments runs "
-        "Segment Anything, whose weights --checkpoint FILE names. --FIELD VALUE sets the options of each."
+        "prep egocentric, messy-rooms and nested write made-up scenes with exact labels to DATA. prep segments and "
+        "prep language run Segment Anything, whose weights --checkpoint FILE names, and the latter CLIP. --FIELD VALUE "
+        "sets the options of each."
     )
 
     sub = command("export", export, "write the scene of a run as a 3DGS .ply")
@@ -180,6 +208,7 @@ def split_overrides(words: list[str], parser: argparse.ArgumentParser) -> tuple[
         "prep": {"--overwrite"},
         "fit-instances": {"--data", "--segments", "--overwrite"},
         "instances": {"--data", "--at"},
+        "fit-language": {"--data", "--features", "--overwrite"},
     }
     if not words or words[0] not in own:
         return words, []
@@ -228,6 +257,11 @@ def list_fields(args: argparse.Namespace, overrides: Overrides) -> int:
 
         print(configuration.describe(InstancesConfig))
         return 0
+    if args.of == "language":
+        from gsfields.language_config import LanguageConfig
+
+        print(configuration.describe(LanguageConfig))
+        return 0
     print(configuration.describe())
     print(f"\nrecipes (--config): {', '.join(configuration.recipes())}")
     return 0
@@ -266,6 +300,12 @@ def evaluate_run(args: argparse.Namespace, overrides: Overrides) -> int:
     if args.protocol != "images":
         if args.protocol == "udos":
             path, lines = runs.evaluate_masks_of_run(args.run, data=args.data)
+        elif args.protocol == "openvocab":
+            from gsfields.fit.language_files import evaluate_openvocab
+
+            path, lines = evaluate_openvocab(
+                args.run, data=args.data, truth=args.truth, scene=args.scene, embeddings=args.embeddings
+            )
         else:
             from gsfields.fit.instance_runs import evaluate_panoptic
 
@@ -308,11 +348,25 @@ def _prepare_messy(data: str, overwrite: bool, options: dict[str, Any]) -> objec
     return prepare_messy(data, overwrite=overwrite, **options)
 
 
+def _prepare_language(data: str, overwrite: bool, options: dict[str, Any]) -> object:
+    from gsfields.priors.language import parse_options, prepare_language
+
+    return prepare_language(data, overwrite=overwrite, **parse_options(options))
+
+
+def _prepare_nested(data: str, overwrite: bool, options: dict[str, Any]) -> object:
+    from gsfields.data.nested_files import prepare_nested
+
+    return prepare_nested(data, overwrite=overwrite, **options)
+
+
 PREPARATIONS: dict[str, Callable[[str, bool, dict[str, Any]], object]] = {
     "motion": _prepare_motion,
     "segments": _prepare_segments,
+    "language": _prepare_language,
     "egocentric": _prepare_egocentric,
     "messy-rooms": _prepare_messy,
+    "nested": _prepare_nested,
 }
 
 
@@ -342,6 +396,30 @@ def instances(args: argparse.Namespace, overrides: Overrides) -> int:
         return 0
     table = instance_runs.make_objects(args.run, overrides, data=args.data)
     print(f"{table}\n{len(table)} objects; files: {Path(args.run) / instance_runs.FOLDER}")
+    return 0
+
+
+def fit_language(args: argparse.Namespace, overrides: Overrides) -> int:
+    from gsfields import config as configuration
+    from gsfields.fit import language_runs
+    from gsfields.language_config import LanguageConfig
+
+    config = LanguageConfig()
+    configuration.apply(config, overrides)
+    folder = language_runs.fit_language(
+        args.run, args.features, config, data=args.data, overwrite=args.overwrite
+    )
+    print(f"files: {folder}")
+    return 0
+
+
+def query(args: argparse.Namespace, overrides: Overrides) -> int:
+    from gsfields.fit import language_files
+
+    report = language_files.query(
+        args.run, args.prompts, view=args.view, data=args.data, embeddings=args.embeddings, out=args.out
+    )
+    print(report)
     return 0
 
 
@@ -401,6 +479,14 @@ def _options(overrides: Overrides) -> dict[str, Any]:
 def _add_run(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("run", help="folder of the run, or of one of its checkpoints")
     sub.add_argument("--data", help="folder of the scene, if it has moved since the fit")
+
+
+def _add_embeddings(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--embeddings",
+        metavar="FILE",
+        help="npz with the arrays prompts and embeddings, where no CLIP is to be asked",
+    )
 
 
 def _report(outcome: Outcome, run: str) -> int:

@@ -8,6 +8,7 @@ import yaml
 from gsfields import config as configuration
 from gsfields.config import Config
 from gsfields.instances_config import InstancesConfig
+from gsfields.language_config import LanguageConfig
 
 
 def test_dump_and_load_round_trip(tmp_path):
@@ -35,7 +36,7 @@ def test_every_recipe_loads(name):
     assert isinstance(configuration.load(name), Config)
 
 
-@pytest.mark.parametrize("kind", [Config, InstancesConfig])
+@pytest.mark.parametrize("kind", [Config, InstancesConfig, LanguageConfig])
 def test_field_names_are_unique_and_documented(kind):
     names = [
         f.name for section in dataclasses.fields(kind()) for f in dataclasses.fields(section.default_factory)

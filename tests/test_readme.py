@@ -7,17 +7,20 @@ import torch
 
 import gsfields
 from gsfields.data.synthetic import make_room, save_room
+from gsfields.fit import language_runs
 from gsfields.fit.checkpoint import Checkpoint
 from gsfields.gaussians import Gaussians
+from tests.fit.tiny_room import TinyRoom
+from tests.fit.tiny_speech import with_words
 from tests.fit.tiny_video import TinyVideo, config_of
 from tests.layered_scene import random_scene
 
 
 def python_blocks():
-    """Both: of a scene that stands still, and of a video."""
+    """Of a scene that stands still, of a video, and of language."""
     readme = Path(__file__).parents[1] / "README.md"
     blocks = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     return blocks
 
 
@@ -50,3 +53,16 @@ def test_layered_example(tmp_path, monkeypatch):
     torch.testing.assert_close(names["colors"].sum(dim=-2), frame.color)
     assert names["depth"].shape == names["doubt"].shape == (32, 48, 1)
     assert names["labels"].shape == (32, 48, 16)
+
+
+def test_language_example(tmp_path, monkeypatch):
+    room = TinyRoom()
+    data = with_words(room, room.write(tmp_path / "data"))
+    language_runs.fit_language(room.run(tmp_path / "RUN", data), progress=False, say=lambda line: None)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(python_blocks()[2].replace("VIEW", room.stem(0)), names)
+    assert names["answer"].relevancy.shape == (24, 32, 2) and names["answer"].bound <= 1.001e-3
+    assert names["scores"].shape == (len(room.gaussians), 1)
+    shown = names["language"].view(0, names["coarse"]).ask(names["language"].texts.of(["toys"]))
+    assert shown.relevancy.shape == (24, 32, 1)

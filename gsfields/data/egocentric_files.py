@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +22,7 @@ from gsfields.data.egocentric import (
     EgocentricSequence,
     make_sequence,
 )
+from gsfields.data.generated import chosen_options, made_in
 from gsfields.data.poses import OPENGL_AXES, inverse
 from gsfields.data.segmenter import MotionSegmenter, SegmenterConfig
 from gsfields.data.solids import Array
@@ -104,45 +103,19 @@ def prepare_egocentric(
     Raises ValueError for an option that is none, or not allowed, and where `folder` holds something else.
     """
     folder = Path(folder)
-    makes, errs = ({f.name for f in fields(kind)} for kind in (EgocentricConfig, SegmenterConfig))
-    unknown = [name for name in options if name.replace("-", "_") not in makes | errs]
-    if unknown:
-        known = ", ".join(["layout", *sorted(makes | errs)])
-        raise ValueError(f"there is no option {unknown[0]!r} of a generated video; the options are {known}")
-    values = {name.replace("-", "_"): option_value(name, value) for name, value in options.items()}
-    config = EgocentricConfig(**{name: value for name, value in values.items() if name in makes})
-    segmenter = SegmenterConfig(**{name: value for name, value in values.items() if name in errs - makes})
+    kinds = (EgocentricConfig, SegmenterConfig)
+    (config, segmenter), _ = chosen_options("a generated video", kinds, options, ("layout",))
     if not isinstance(config.revisits, bool):
         raise ValueError(f"revisits must be true or false, but is {config.revisits!r}")
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, but is {layout!r}")
-    if folder.exists():
-        if not overwrite:
-            raise ValueError(f"{folder} exists: give --overwrite to replace a generated video in it")
-        if not (folder / "objects.json").is_file() or not (folder / "instances").is_dir():
-            raise ValueError(f"{folder} holds something else than a generated video, which is not replaced")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(folder) as new:
+    with made_in(folder, "a generated video", _is_generated, overwrite=overwrite) as new:
         save_sequence(new, make_sequence(config), segmenter, layout=layout, workers=2)
     return _summary(folder, config)
 
 
-def option_value(name: str, value: object) -> Any:
-    """An option from its text; what is no text stays."""
-    if value is None:
-        raise ValueError(f"--{name} needs a value")
-    if not isinstance(value, str):
-        return value
-    if value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    if value.lower() == "none":
-        return None
-    for kind in (int, float):
-        try:
-            return kind(value)
-        except ValueError:
-            continue
-    return value
+def _is_generated(folder: Path) -> bool:
+    return (folder / "objects.json").is_file() and (folder / "instances").is_dir()
 
 
 def _summary(folder: Path, config: EgocentricConfig) -> str:

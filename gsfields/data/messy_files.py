@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from gsfields.data.egocentric_files import option_value
+from gsfields.data.generated import chosen_options, made_in
 from gsfields.data.messy_scene import SENSOR_MILLIMETRES, MessyConfig, MessyFrame, MessyScene
 from gsfields.data.panoptic_segmenter import PanopticSegmenter, PanopticSegmenterConfig
 from gsfields.data.poses import OPENGL_AXES
@@ -80,26 +80,10 @@ def prepare_messy(folder: str | Path, *, overwrite: bool = False, **options: obj
     Raises ValueError for an option that is none, or not allowed, and where `folder` holds something else.
     """
     folder = Path(folder)
-    makes, errs = ({f.name for f in fields(kind)} for kind in (MessyConfig, PanopticSegmenterConfig))
-    values = {name.replace("-", "_"): option_value(name, value) for name, value in options.items()}
-    unknown = [name for name in values if name not in makes | errs | {"jobs"}]
-    if unknown:
-        known = ", ".join(sorted(makes | errs | {"jobs"}))
-        raise ValueError(
-            f"there is no option {unknown[0]!r} of a generated messy room; the options are {known}"
-        )
-    config = MessyConfig(**{name: value for name, value in values.items() if name in makes})
-    segmenter = PanopticSegmenterConfig(**{name: value for name, value in values.items() if name in errs})
-    if folder.exists():
-        if not overwrite:
-            raise ValueError(f"{folder} exists: give --overwrite to replace a generated messy room in it")
-        if not _is_generated(folder):
-            raise ValueError(
-                f"{folder} holds something else than a generated messy room, which is not replaced"
-            )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(folder) as new:
-        save_messy(new, config, segmenter, jobs=values.get("jobs", 1))
+    kinds = (MessyConfig, PanopticSegmenterConfig)
+    (config, segmenter), others = chosen_options("a generated messy room", kinds, options, ("jobs",))
+    with made_in(folder, "a generated messy room", _is_generated, overwrite=overwrite) as new:
+        save_messy(new, config, segmenter, **others)
     return _summary(folder, config)
 
 

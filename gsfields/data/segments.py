@@ -111,7 +111,7 @@ class SegmentSource:
 
     def has(self, view: View) -> bool:
         """Whether `of` finds labels of the view. (Its stem need not be in `stems` if photos lie in subfolders.)"""
-        return any(self._find(self._ids, name) is not None for name in _names(view))
+        return any(self._find(self._ids, name) is not None for name in names_of(view))
 
     def read(self, stem: str) -> Segments | None:
         """The labels on the grid of their file; None where the image has none.
@@ -148,7 +148,7 @@ class SegmentSource:
 
         Raises ValueError as `read` does, or if the labels are those of a photo of another shape.
         """
-        found = next((said for name in _names(view) if (said := self.read(name)) is not None), None)
+        found = next((said for name in names_of(view) if (said := self.read(name)) is not None), None)
         if found is None:
             return None
         height, width = found.ids.shape
@@ -157,7 +157,7 @@ class SegmentSource:
                 f"the segments of {view.name} in {self.root / self.layout.ids} are {width}x{height}, but the image "
                 f"is {view.file_size[0]}x{view.file_size[1]}, which is another aspect ratio"
             )
-        index = _photo_pixels(view, width, height)
+        index = photo_pixels(view, width, height)
         inside = index >= 0
         index = index.clamp(min=0)
         return Segments(*(None if m is None else m.flatten()[index] * inside for m in found))  # type: ignore[arg-type]
@@ -364,7 +364,7 @@ def write_ids(path: str | Path, ids: Tensor | np.ndarray) -> None:
         Image.fromarray(values.astype(np.uint16)).save(temporary)
 
 
-def _names(view: View) -> tuple[str, str]:
+def names_of(view: View) -> tuple[str, str]:
     """What its files may be called: by the view's stem, or by the path of its photo."""
     return view.stem, PurePosixPath(view.name).with_suffix("").as_posix()
 
@@ -381,7 +381,7 @@ def _check_shape(path: Path, shape: tuple[int, ...], grid: tuple[int, ...]) -> N
         )
 
 
-def _photo_pixels(view: View, width: int, height: int) -> Tensor:
+def photo_pixels(view: View, width: int, height: int) -> Tensor:
     """[H, W] int64: for each pixel of view.camera, the index y * width + x of the pixel of a width x height map of
     the photo that its centre falls into; -1 beyond the photo.
     """

@@ -15,7 +15,6 @@ from pathlib import Path
 import yaml
 
 from gsfields import config as configuration
-from gsfields.data.dataset import Dataset
 from gsfields.data.segments import SegmentSource, open_segments, open_truth
 from gsfields.evaluate import panoptic
 from gsfields.files import to_json, written_whole
@@ -25,7 +24,7 @@ from gsfields.fit.frozen import FrozenViews
 from gsfields.fit.instances import ClassTrainer, InstanceTrainer
 from gsfields.fit.labels import Labels
 from gsfields.fit.recognition import FittedField
-from gsfields.fit.scene import open_dataset
+from gsfields.fit.runs import opened
 from gsfields.fit.straddlers import mending, prepare_geometry
 from gsfields.gaussians import Gaussians
 from gsfields.instances_config import InstancesConfig, ObjectsConfig
@@ -55,7 +54,7 @@ def fit_instances(
     Raises ValueError for bad arguments, FileNotFoundError where run, data or segments are missing.
     """
     config = config or InstancesConfig()
-    checkpoint, dataset = _opened(run, data)
+    checkpoint, dataset = opened(run, data)
     where = str(Path(segments if segments is not None else checkpoint.config.data.path).resolve())
     source = open_segments(where)
     labels = Labels(source, dataset, dataset.train)
@@ -120,7 +119,7 @@ def make_objects(
     field = FittedField.load(root / "field.safetensors")
     config = configuration.from_dict(yaml.safe_load((root / "config.yaml").read_text()), InstancesConfig)
     configuration.apply(config, overrides)
-    checkpoint, dataset = _opened(root, data)
+    checkpoint, dataset = opened(root, data)
     limit = config.field.plan_mib << 20
     views = FrozenViews(checkpoint.scene, dataset, checkpoint.config, limit_bytes=limit)
     source = open_segments(field.segments) if Path(field.segments).exists() else None
@@ -158,7 +157,7 @@ def evaluate_panoptic(
     """
     run = Path(run)
     field = FittedField.load(run / FOLDER / "field.safetensors")
-    checkpoint, dataset = _opened(run / FOLDER, data)
+    checkpoint, dataset = opened(run / FOLDER, data)
     true = open_truth(truth if truth is not None else checkpoint.config.data.path)
     shown = [dataset.views[i] for i in dataset.test or range(len(dataset.views))]
     shown = [view for view in shown if true.has(view)]
@@ -203,16 +202,6 @@ def _make_objects(
     )
     (run / "panoptic.json").unlink(missing_ok=True)  # scores of objects that are no more
     return table
-
-
-def _opened(run: str | Path, data: str | None) -> tuple[Checkpoint, Dataset]:
-    """The newest checkpoint and its data. Raises ValueError for a scene that was imported, unless `data` is given."""
-    checkpoint = Checkpoint.load(run)
-    if data is not None:
-        checkpoint.config.data.path = str(Path(data).resolve())
-    if not checkpoint.config.data.path:
-        raise ValueError(f"{run} was imported, not fitted: --data must name the folder of its photos")
-    return checkpoint, open_dataset(checkpoint.config.data)
 
 
 def _forget(root: Path) -> None:

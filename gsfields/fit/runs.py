@@ -40,6 +40,16 @@ def start(config: Config, run: str | Path, *, overwrite: bool = False, progress:
     return trainer.fit(progress=progress)
 
 
+def opened(run: str | Path, data: str | None) -> tuple[Checkpoint, Dataset]:
+    """The newest checkpoint and its data. Raises ValueError for a scene that was imported, unless `data` is given."""
+    checkpoint = Checkpoint.load(run)
+    if data is not None:
+        checkpoint.config.data.path = str(Path(data).resolve())
+    if not checkpoint.config.data.path:
+        raise ValueError(f"{run} was imported, not fitted: --data must name the folder of its photos")
+    return checkpoint, open_dataset(checkpoint.config.data)
+
+
 def make_trainer(config: Config, dataset: Dataset, run: str | Path, resume: Checkpoint | None = None) -> Loop:
     """The trainer of the model that the configuration names; its own configuration says how many steps."""
     if config.fit.steps == 0:

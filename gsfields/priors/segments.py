@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import colorsys
 import importlib
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,12 @@ from gsfields.data.motion_masks import write_mask
 from gsfields.data.segments import read_labels, write_ids
 from gsfields.files import written_whole
 from gsfields.pictures import contact_sheet, save_png, to_bytes
+from gsfields.priors.preparation import begun, device_of, fields_among, options_from
 
 SEGMENTS, CONFIDENCES, SHEET = "segments", "confidences", "segments_sheet.png"
-PARTIAL, SETTINGS = "segments.partial", "settings.json"
+PARTIAL = "segments.partial"
 MODELS = ("vit_h", "vit_l", "vit_b")
-_ROWS, _SHEET_WIDTH = 8, 320  # images shown on the sheet, and how wide each is, pixels
+ROWS, _SHEET_WIDTH = 8, 320  # images shown on the sheet, and how wide each is, pixels
 
 Array = np.ndarray
 Finder = Callable[
@@ -108,21 +108,22 @@ def prepare_segments(
     Raises FileNotFoundError or ValueError where the dataset or the weights cannot be read, or segments are there
     already and not to be overwritten; ImportError where Segment Anything is missing.
     """
-    config = replace(config or SamConfig(), **_known(options))
+    known = fields_among(options, SamConfig, ("checkpoint", "model", "device"), "the segments")
+    config = replace(config or SamConfig(), **known)
     path = Path(data)
     root = path.parent if path.is_file() else path
     dataset = load_dataset(path, split_every=0, cache_bytes=0)
     if not overwrite and (there := [root / n for n in (SEGMENTS, CONFIDENCES) if (root / n).exists()]):
         raise ValueError(f"{there[0]} already exists: give --overwrite to replace it")
-    find = _finder(config, _network(model, checkpoint, device))
+    find = mask_finder(config, load_network(model, checkpoint, device))
     name = model if isinstance(model, str) else type(model).__name__
     settings = {"model": name, "checkpoint": checkpoint and Path(checkpoint).name, **asdict(config)}
-    partial = _begin(root / PARTIAL, settings, overwrite)
+    partial = begun(root / PARTIAL, settings, (SEGMENTS, CONFIDENCES), overwrite=overwrite)
     for view in tqdm(dataset.views, disable=not progress, unit=" images"):
         target, sure = (partial / name / f"{view.stem}.png" for name in (SEGMENTS, CONFIDENCES))
         if target.is_file() and sure.is_file():
             continue
-        ids, confidence = overlay(find(_photo(view, dataset, config.longest)), config.min_area)
+        ids, confidence = overlay(find(photo_of(view, dataset, config.longest)), config.min_area)
         write_mask(sure, confidence, bits=8)
         write_ids(target, ids)
     return _finish(root, partial, dataset, config)
@@ -157,29 +158,8 @@ def overlay(masks: Sequence[Mapping[str, Any]], min_area: int) -> tuple[Array, A
 
 
 def parse_options(texts: Mapping[str, str | None]) -> dict[str, Any]:
-    """Options of prepare_segments from texts, such as min_area "50"; names are checked there.
-
-    Raises ValueError for a text that is missing, or no number where one belongs.
-    """
-    kinds = {item.name: float if item.type == "float" else int for item in fields(SamConfig)}
-    options: dict[str, Any] = {}
-    for name, text in texts.items():
-        if not text:
-            raise ValueError(f"{name} needs a value")
-        try:
-            options[name] = kinds.get(name, str)(text)
-        except ValueError:
-            kind = "a number" if kinds[name] is float else "a whole number"
-            raise ValueError(f"{name} must be {kind}, but is {text!r}") from None
-    return options
-
-
-def _known(options: dict[str, Any]) -> dict[str, Any]:
-    known = [item.name for item in fields(SamConfig)]
-    if unknown := set(options) - set(known):
-        names = ", ".join(["checkpoint", "model", "device", *known])
-        raise ValueError(f"{min(unknown)} is no option of the segments: they are {names}")
-    return options
+    """Options of prepare_segments from texts, such as min_area "50"; names are checked there."""
+    return options_from(texts, SamConfig)
 
 
 def _segment_anything() -> Any:
@@ -196,16 +176,11 @@ def _segment_anything() -> Any:
         ) from None
 
 
-def _network(
+def load_network(
     model: str | torch.nn.Module, checkpoint: str | Path | None, device: str | torch.device | None
 ) -> torch.nn.Module:
     """The network, with its weights, where it is to run."""
-    try:
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise ValueError(f"device must be cpu, cuda or cuda:0, but is {device!r}") from None
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {device}, but torch finds no GPU")
+    where = device_of(device)
     if isinstance(model, torch.nn.Module):
         return model.to(where).eval()
     if model not in MODELS:
@@ -223,7 +198,7 @@ def _network(
     return network.to(where).eval()
 
 
-def _finder(config: SamConfig, network: torch.nn.Module) -> Finder:
+def mask_finder(config: SamConfig, network: torch.nn.Module) -> Finder:
     """What finds the masks of an image; an empty one where there is none."""
     generator = _segment_anything().SamAutomaticMaskGenerator(
         network,
@@ -239,7 +214,7 @@ def _finder(config: SamConfig, network: torch.nn.Module) -> Finder:
     return find
 
 
-def _photo(view: View, dataset: Dataset, longest: int) -> Array:
+def photo_of(view: View, dataset: Dataset, longest: int) -> Array:
     """uint8 [H, W, 3]: the photo as taken, shrunk by area if it is longer than `longest`."""
     if view.image_path is not None:
         under = None if dataset.background is None else tuple(dataset.background.tolist())
@@ -254,27 +229,9 @@ def _photo(view: View, dataset: Dataset, longest: int) -> Array:
     return to_bytes(torch.from_numpy(small))
 
 
-def _begin(partial: Path, settings: dict[str, Any], overwrite: bool) -> Path:
-    """The folder of what is finished, empty or from an earlier run with the same settings."""
-    if partial.exists():
-        stated = partial / SETTINGS
-        if stated.is_file() and json.loads(stated.read_text()) == settings:
-            return partial
-        if not overwrite:
-            raise ValueError(
-                f"{partial} is of a run with other settings: give the same ones to go on, or --overwrite to begin anew"
-            )
-        shutil.rmtree(partial)
-    for name in (SEGMENTS, CONFIDENCES):
-        (partial / name).mkdir(parents=True)
-    with written_whole(partial / SETTINGS) as temporary:
-        temporary.write_text(json.dumps(settings))
-    return partial
-
-
 def _finish(root: Path, partial: Path, dataset: Dataset, config: SamConfig) -> SegmentsSummary:
     """Show and count what is in `partial`, and move it to where it belongs."""
-    shown = set(np.linspace(0, len(dataset.views) - 1, _ROWS).astype(int).tolist())
+    shown = set(np.linspace(0, len(dataset.views) - 1, ROWS).astype(int).tolist())
     rows: list[list[Tensor]] = []
     counts, covered = [], []
     for i, view in enumerate(dataset.views):
@@ -282,7 +239,9 @@ def _finish(root: Path, partial: Path, dataset: Dataset, config: SamConfig) -> S
         counts.append(int(ids.max()))
         covered.append(float((ids > 0).mean()))
         if i in shown:
-            rows.append(_row(_photo(view, dataset, config.longest), ids, rows[0][0].shape if rows else None))
+            rows.append(
+                sheet_row(photo_of(view, dataset, config.longest), ids, rows[0][0].shape if rows else None)
+            )
     for name in (CONFIDENCES, SEGMENTS):
         with written_whole(root / name) as temporary:
             (partial / name).rename(temporary)
@@ -293,7 +252,7 @@ def _finish(root: Path, partial: Path, dataset: Dataset, config: SamConfig) -> S
     return SegmentsSummary(root / SEGMENTS, root / SHEET, len(counts), *means, empty)
 
 
-def _row(photo: Array, ids: Array, shape: torch.Size | None) -> list[Tensor]:
+def sheet_row(photo: Array, ids: Array, shape: torch.Size | None) -> list[Tensor]:
     """The image, and the image tinted by segment; [h, w, 3] of `shape`, if given."""
     # hues a golden ratio apart: neighbours in number are far apart in colour
     hues = (0.618034 * np.arange(ids.max() + 1)) % 1

@@ -182,9 +182,9 @@ def known(monkeypatch):
 
         return find
 
-    monkeypatch.setattr(segments, "_network", lambda model, checkpoint, device: None)
-    monkeypatch.setattr(segments, "_finder", finder)
-    return seen, lambda n: monkeypatch.setattr(segments, "_finder", partial(finder, fail_after=n))
+    monkeypatch.setattr(segments, "load_network", lambda model, checkpoint, device: None)
+    monkeypatch.setattr(segments, "mask_finder", finder)
+    return seen, lambda n: monkeypatch.setattr(segments, "mask_finder", partial(finder, fail_after=n))
 
 
 def test_a_run_that_was_broken_off_goes_on(tmp_path, known):

@@ -1,0 +1,243 @@
+"""Answers of a run with language as files: `gsfields query` and `gsfields eval openvocab`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gsfields.data.motion_masks import write_mask
+from gsfields.data.openvocab_labels import OpenVocabLabels, open_labels, view_of
+from gsfields.evaluate import openvocab
+from gsfields.evaluate.openvocab import AssignmentScores, OpenVocabScores, Protocol
+from gsfields.files import to_json, written_whole
+from gsfields.fit.language_runs import FOLDER, Language
+from gsfields.pictures import contact_sheet, grey, save_png
+
+_USUAL_WIDTH = 1000  # pixels of the images that LangSplat's blur is meant for
+_OPAQUE = 0.5  # where a scene is less so a prompt is nowhere
+
+
+@dataclass(frozen=True)
+class Found:
+    """Of one prompt in one view."""
+
+    prompt: str
+    x: int  # the best pixel: column
+    y: int  # and row
+    relevancy: float  # there
+    pixels: int  # of the mask
+    gaussians: int  # with a relevancy above a half
+
+
+@dataclass(frozen=True)
+class QueryReport:
+    """What was found, and how long it took."""
+
+    view: str
+    folder: Path
+    found: tuple[Found, ...]
+    opened: float  # seconds until a view can be asked: loading, composite embeddings, directions
+    first: float  # seconds of the view: its plan, and the directions that are blended
+    further: float  # seconds of all prompts after that
+    bound: float  # no relevancy is further from that of the whole embeddings
+    channels: tuple[tuple[int, int], ...]  # (principal directions, pixels for which so many were blended)
+
+    def __str__(self) -> str:
+        wide = max(len("prompt"), *(len(f.prompt) for f in self.found))
+        lines = [
+            f"{'prompt':<{wide}}  relevancy  at (x, y)     pixels  Gaussians",
+            *(
+                f"{f.prompt:<{wide}}  {f.relevancy:9.3f}  {f'({f.x}, {f.y})':<12}  {f.pixels:6d}  {f.gaussians:9d}"
+                for f in self.found
+            ),
+            f"view {self.view}: {self.opened:.2f} s to begin, {1e3 * self.first:.0f} ms for what all prompts share, "
+            f"{1e3 * self.further / len(self.found):.1f} ms a prompt; relevancy to {self.bound:.0e}",
+            f"files: {self.folder}",
+        ]
+        return "\n".join(lines)
+
+
+def query(
+    run: str | Path,
+    prompts: Sequence[str],
+    *,
+    view: str | None = None,
+    data: str | None = None,
+    embeddings: str | Path | None = None,
+    out: str | Path | None = None,
+) -> QueryReport:
+    """Ask a view of a run for prompts and write what it answers into a folder, whole or not at all.
+
+    The folder (RUN/language/queries by default) holds, for the prompt number k from 1 on, relevancy/<k>.png (16 bits,
+    65535 = 1), masks/<k>.png, of all prompts gaussians.npy (float32 [N, Q], relevancy of each Gaussian), queries.json
+    and sheet.png: the photo, relevancy and mask of each prompt. An earlier answer there is replaced.
+
+    Raises ValueError for bad arguments, FileNotFoundError where something is missing.
+    """
+    prompts = list(dict.fromkeys(prompts))
+    if not prompts:
+        raise ValueError("prompts are empty, but there must be at least one")
+    started = time.monotonic()
+    language = Language.open(run, data=data, embeddings=embeddings)
+    index = language.index_of(view)
+    texts, _ = language.texts.of(prompts), language.composite
+    opened = time.monotonic() - started
+    queries = language.view(index)
+    first = time.monotonic() - started - opened
+    answer = queries.ask(texts)
+    further = time.monotonic() - started - opened - first
+    answer = language.as_taken(index, answer)
+    relevancy = torch.where(answer.alpha[..., None] > _OPAQUE, answer.relevancy, 0.0)
+    of_gaussians = language.of_gaussians(prompts)
+    protocol = protocol_for(relevancy.shape[1])
+    masks = [openvocab.segment(maps[None], protocol)[0] for maps in relevancy.unbind(-1)]
+    found = []
+    for k, prompt in enumerate(prompts):
+        best = int(relevancy[..., k].argmax())
+        y, x = divmod(best, relevancy.shape[1])
+        found.append(
+            Found(
+                prompt, x, y, float(relevancy[y, x, k]), int(masks[k].sum()),
+                int((of_gaussians[:, k] > 0.5).sum()),
+            )
+        )  # fmt: skip
+    folder = Path(out) if out is not None else Path(run) / FOLDER / "queries"
+    stem = language.dataset.views[index].stem
+    report = QueryReport(
+        stem, folder, tuple(found), opened, first, further, answer.bound, tuple(queries.channels)
+    )
+    photo = _photo(language, index, relevancy.shape[:2])
+    _write(folder, report, photo, relevancy, masks, of_gaussians)
+    return report
+
+
+def protocol_for(width: int) -> Protocol:
+    """LangSplat's, with its blur of 30 pixels in proportion to images that are much smaller than it is meant for."""
+    usual = openvocab.LANGSPLAT
+    if width >= _USUAL_WIDTH // 2:
+        return usual
+    return replace(usual, kernel=max(1, round(usual.kernel * width / _USUAL_WIDTH)))
+
+
+def _photo(language: Language, index: int, shape: Sequence[int]) -> Tensor:
+    """[H, W, 3] of a view on the grid of its answer."""
+    image = language.dataset.views[index].image()
+    resized = torch.nn.functional.interpolate(image.permute(2, 0, 1)[None], tuple(shape), mode="area")
+    return resized[0].permute(1, 2, 0)
+
+
+def _write(
+    folder: Path, report: QueryReport, photo: Tensor, relevancy: Tensor, masks: list[Tensor], scores: Tensor
+) -> None:
+    rows = []
+    with written_whole(folder) as new:
+        for name in ("relevancy", "masks"):
+            (new / name).mkdir(parents=True)
+        for k, (maps, mask) in enumerate(zip(relevancy.unbind(-1), masks), start=1):
+            write_mask(new / "relevancy" / f"{k}.png", maps.numpy())
+            write_mask(new / "masks" / f"{k}.png", mask.float().numpy(), bits=8)
+            shown = torch.where(mask[..., None], photo, 0.25 * photo)
+            rows.append([photo, grey(maps), shown])
+        np.save(new / "gaussians.npy", scores.numpy().astype(np.float32))
+        table = [vars(found) | {"number": k} for k, found in enumerate(report.found, start=1)]
+        times = {"opened": report.opened, "first": report.first, "further": report.further}
+        content = {"view": report.view, "prompts": table, "seconds": times, "error": report.bound}
+        content |= {"directions_and_pixels": report.channels}
+        (new / "queries.json").write_text(to_json(content, indent=1) + "\n")
+        save_png(contact_sheet(rows, ["photo", "relevancy", "mask"]), new / "sheet.png")
+
+
+# -------------------------------------------------------------------------------------------------------- evaluation
+
+
+def evaluate_openvocab(
+    run: str | Path,
+    *,
+    data: str | None = None,
+    truth: str | Path | None = None,
+    scene: str | None = None,
+    embeddings: str | Path | None = None,
+) -> tuple[Path, str]:
+    """Score RUN/language on labelled views: IoU and localisation by LangSplat's pipeline on the one map of composite
+    embeddings, and for layouts of 3D-OVS also by its assignment of each pixel to one prompt.
+
+    truth: what gsfields.data.openvocab_labels.open_labels takes, and the name of the scene there; default: the run's
+    data. Labelled views may be training views, as LERF-OVS has them. Returns RUN/openvocab.json and a table.
+
+    Raises ValueError where no labelled view is in the data, or prompts have no embeddings.
+    """
+    language = Language.open(run, data=data, embeddings=embeddings)
+    labels = open_labels(truth if truth is not None else language.checkpoint.config.data.path, scene)
+    scores, assigned = scored(language, labels)
+    content: dict[str, Any] = {"labels": labels.protocol, "views": len({row.frame for row in scores.rows})}
+    content |= {"langsplat": scores.to_dict()}
+    table = [f"{labels.protocol}, rendered relevancy, blur of {scores.protocol.kernel} pixels", str(scores)]
+    if assigned is not None:
+        content |= {"assignment": assigned.to_dict()}
+        table.append(
+            f"each pixel to its most relevant prompt: mIoU {100 * assigned.miou:.1f}, accuracy "
+            f"{100 * assigned.accuracy:.1f}"
+        )
+    path = Path(run) / "openvocab.json"
+    with written_whole(path) as temporary:
+        temporary.write_text(to_json(content, indent=2) + "\n")
+    return path, "\n".join(table)
+
+
+def scored(
+    language: Language, labels: OpenVocabLabels, scales: Sequence[float] | None = None
+) -> tuple[OpenVocabScores, AssignmentScores | None]:
+    """Scores of a run's language on labels.
+
+    scales: those among which each prompt chooses the best in each view, as levels; default: composite embeddings.
+    """
+    views = language.dataset.views
+    placed = {stem: view_of(stem, [view.stem for view in views]) for stem in labels.stems}
+    chosen = {stem: index for stem, index in placed.items() if index is not None}
+    if not chosen:
+        raise ValueError(
+            f"none of the {len(placed)} labelled views of {labels.root} is in the data of the run"
+        )
+    bases = [language.composite] if scales is None else [language.at(scale) for scale in scales]
+    scores: OpenVocabScores | None = None
+    assigned = AssignmentScores() if labels.protocol == "3d-ovs" and scales is None else None
+    for stem, index in chosen.items():
+        truths = labels.of(stem)
+        if not truths:
+            continue
+        height, width = truths[0].mask.shape
+        if scores is None:
+            scores = OpenVocabScores(protocol_for(width), labels.kinds)
+        maps = relevancy_maps(language, index, bases, [t.prompt for t in truths], (height, width))
+        for k, item in enumerate(truths):
+            scores.add(stem, maps[..., k], item)
+        if assigned is not None:
+            assigned.add(stem, maps[0].permute(2, 0, 1), truths)
+    if scores is None:
+        raise ValueError(f"none of the {len(chosen)} labelled views of {labels.root} has a label")
+    return scores, assigned
+
+
+@torch.no_grad()
+def relevancy_maps(
+    language: Language, index: int, bases: Sequence[Any], prompts: Sequence[str], shape: tuple[int, int]
+) -> Tensor:
+    """[L, H, W, Q] in (0, 1), of a view on a grid of its photo, one level for each basis; 0 where nothing is."""
+    texts = language.texts.of(prompts)
+    levels = []
+    for basis in bases:
+        answer = language.as_taken(index, language.view(index, basis).ask(texts))
+        levels.append(torch.where(answer.alpha[..., None] > _OPAQUE, answer.relevancy, 0.0))
+    maps = torch.stack(levels)
+    if maps.shape[1:3] == shape:
+        return maps
+    flat = maps.permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(flat, shape, mode="bilinear", antialias=True)
+    return resized.permute(0, 2, 3, 1)

@@ -1,0 +1,110 @@
+"""Nested embeddings without training: what segments mean is handed back to the Gaussians that they show.
+
+Blends are linear, so the mean of what was seen of a Gaussian, weighted as it was blended, is near the least-squares
+answer. Here there is one such mean for each of G groups of scales, and they are written as a nested embedding: the
+largest scales first, by their principal directions; then, group by group, what the next finer mean adds to those before
+it. So φ(s) is what segments of about that scale say, and where none says anything it is what larger ones said.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from gsfields.fields.nested import Nested
+from gsfields.fit.frozen import FrozenViews
+from gsfields.fit.language_labels import LanguageLabels, ViewTeachers
+
+_SEEN = 1e-3  # pixels that must have shown a Gaussian for it to have a mean
+_SHARE = (
+    0.1  # of what any segments say of a Gaussian: with less a group says nothing of it, but of its neighbours
+)
+
+
+@torch.no_grad()
+def lifted(
+    views: FrozenViews, labels: LanguageLabels, dim: int, groups: int, *, progress: bool = False
+) -> Nested:
+    """θ [N, D = dim] and W [E, D] from `groups` groups of scales, at most D.
+
+    Where the largest scales say nothing of a Gaussian, the mean of all that is said of it stands in.
+
+    Raises ValueError for groups below 1 or above dim.
+    """
+    if not 1 <= groups <= dim:
+        raise ValueError(f"groups must be from 1 to dim = {dim}, but is {groups}")
+    theta, projection = torch.zeros(len(views), dim), torch.zeros(labels.width, dim)
+    known, by_any = mean_said(views, labels, 1, 0)
+    least = (_SHARE * by_any).clamp_min(_SEEN)
+    for group, (start, stop) in enumerate(tqdm(_blocks(dim, groups), disable=not progress, desc="lifting")):
+        residual, total = mean_said(views, labels, groups, group)
+        said = total > least
+        if group == 0:
+            residual[~said], total[~said] = known[~said], by_any[~said]
+            known.zero_()
+            said = total > 0
+        residual -= known
+        residual[~said] = 0
+        directions = principal(residual.T @ (residual * total[:, None]))[:, : stop - start]
+        added = residual @ directions
+        theta[:, start : start + added.shape[1]] = added
+        projection[:, start : start + added.shape[1]] = directions
+        known.addmm_(added, directions.T)
+    return Nested(theta, projection)
+
+
+def principal(moments: Tensor) -> Tensor:
+    """Orthonormal columns [E, R] that span symmetric moments [E, E], those with the largest share first; R >= 1."""
+    values, vectors = torch.linalg.eigh(moments.double())
+    needed = max(1, int((values > 1e-9 * values[-1]).sum()))
+    return vectors.flip(1)[:, :needed].float().contiguous()
+
+
+def embedding_moments(labels: LanguageLabels) -> Tensor:
+    """Σ f fᵀ [E, E] over the segments of all views."""
+    moments = torch.zeros(labels.width, labels.width)
+    for index in labels.indices:
+        embeddings = labels.of(index).embeddings
+        moments += embeddings.T @ embeddings
+    return moments
+
+
+def _blocks(dim: int, groups: int) -> list[tuple[int, int]]:
+    """Which numbers of θ are a group's, the largest scales first."""
+    return list(pairwise(dim * g // groups for g in range(groups + 1)))
+
+
+def mean_said(views: FrozenViews, labels: LanguageLabels, groups: int, group: int) -> tuple[Tensor, Tensor]:
+    """(means [N, E], Σw [N]) of what the segments of one group of scales say; group 0 has the largest.
+
+    What is lifted is which segments there are, some dozens of channels; their embeddings follow by a product.
+    """
+    sums, total = torch.zeros(len(views), labels.width), torch.zeros(len(views))
+    for index in labels.indices:
+        teachers, camera = labels.of(index), views.view(index).camera
+        rows, shares = shares_of(teachers, groups, group)
+        if len(rows) == 0:
+            continue
+        plan, drawn = views.drawn(index)
+        found = plan.lift(shares.view(camera.height, camera.width, -1)).sums
+        sums.index_add_(0, drawn, found @ teachers.embeddings[rows])
+        total.index_add_(0, drawn, found.sum(dim=1))
+    return sums / total.clamp_min(1e-12)[:, None], total
+
+
+def shares_of(teachers: ViewTeachers, groups: int, group: int) -> tuple[Tensor, Tensor]:
+    """(rows int64 [m], shares [H W, m]): the segments of a group, and what each counts in a pixel: all that cover it
+    alike, and 1 together.
+    """
+    finest_first = (teachers.scales.nan_to_num(-1.0) * groups).floor()
+    rows = (finest_first == groups - 1 - group).nonzero()[:, 0]
+    column = torch.full((len(teachers.scales) + 1,), -1)
+    column[rows] = torch.arange(len(rows))
+    where = column[teachers.covers]  # -1, for no segment, is the last entry
+    level, pixel = (where >= 0).nonzero(as_tuple=True)
+    shares = torch.zeros(teachers.covers.shape[1], len(rows))
+    shares.index_put_((pixel, where[level, pixel]), torch.ones(len(pixel)), accumulate=True)
+    return rows, shares / shares.sum(dim=1, keepdim=True).clamp_min(1)
