@@ -19,6 +19,9 @@ class NestedConfig:
         "with a network (as the paper)",
     )
     dim: int = described(512, "D, numbers of an embedding", low=1)
+    nested: bool = described(
+        True, "segments of each scale speak with their first numbers (false: all with all of them)"
+    )
     groups: int = described(8, "lifted, direct: groups of scales that are told apart", low=1)
     steps: int = described(
         0, "optimisation steps, each on pixels of one image (0: 1,000, or 10 for each view if more)", low=0

@@ -107,9 +107,12 @@ class LanguageTrainer:
             index,
             torch.stack((chosen % width, chosen // width), dim=1),
             alpha[chosen],
-            lengths(teachers.scales[segment], self.config.dim),
+            self._lengths(teachers.scales[segment]),
             teachers.embeddings[segment],
         )
+
+    def _lengths(self, scales: Tensor) -> Tensor:
+        return lengths(scales if self.config.nested else torch.zeros_like(scales), self.config.dim)
 
 
 def drawn_segments(teachers: ViewTeachers, pixels: Tensor, generator: torch.Generator) -> Tensor:
@@ -128,7 +131,7 @@ def drawn_segments(teachers: ViewTeachers, pixels: Tensor, generator: torch.Gene
 def make_field(views: FrozenViews, labels: LanguageLabels, config: NestedConfig) -> NestedField | DirectField:
     """As it begins."""
     if config.model != "triplane":
-        return DirectField(lifted(views, labels, config.dim, config.groups))
+        return DirectField(lifted(views, labels, config.dim, _groups(config)))
     start = None
     if config.projection == "basis":
         start = torch.zeros(labels.width, config.dim)
@@ -147,12 +150,16 @@ def make_field(views: FrozenViews, labels: LanguageLabels, config: NestedConfig)
         )
 
 
+def _groups(config: NestedConfig) -> int:
+    return config.groups if config.nested else 1
+
+
 def fitted(
     views: FrozenViews, labels: LanguageLabels, config: NestedConfig, *, progress: bool = True
 ) -> tuple[Nested, int]:
     """(the embeddings, steps of training) by the model that is configured."""
     if config.model == "lifted":
-        return lifted(views, labels, config.dim, config.groups, progress=progress), 0
+        return lifted(views, labels, config.dim, _groups(config), progress=progress), 0
     trainer = LanguageTrainer(views, labels, config)
     trainer.run(progress=progress)
     return trainer.field.nested(), trainer.steps

@@ -13,6 +13,7 @@ from gsfields.ops.library import TILE, native, same_device
 Precision = Literal["fp32", "tf32", "bf16"]
 PRECISIONS = ("fp32", "tf32", "bf16")
 _WINDOW_BYTES = 64 << 20  # of what is held in full where a result is stored in half
+_SUMMANDS = 256  # of a sum that is taken at once
 
 
 class SampledPixels(NamedTuple):
@@ -220,8 +221,26 @@ def _background_gradient(  # type: ignore[no-untyped-def]
         if views > 1:
             index = torch.arange(some.start, some.stop, device=T.device) if pixels is None else pixels[some]
             weights = weights * (index // (width * height) == torch.arange(views, device=T.device)[:, None])
-        total += weights.reshape(views, -1) @ grads
+        total += _products(weights.reshape(views, -1), grads)
     return total[0] if background.dim() == 1 else total
+
+
+def _products(weights: Tensor, rows: Tensor) -> Tensor:
+    """weights [V, P] @ rows [P, C] in a fixed order of summation: a library that multiplies matrices may cut a long sum
+    into as many parts as there are threads, but not one of _SUMMANDS.
+    """
+    while len(rows) > _SUMMANDS:
+        padding = -len(rows) % _SUMMANDS
+        rows = torch.nn.functional.pad(rows, (0, 0, 0, padding))
+        weights = torch.nn.functional.pad(weights, (0, padding))
+        parts = rows.view(-1, _SUMMANDS, rows.shape[1])
+        sums = weights.view(len(weights), -1, _SUMMANDS).transpose(0, 1) @ parts  # [P / _SUMMANDS, V, C]
+        if len(weights) > 1:
+            return torch.stack(
+                [_products(weights.new_ones(1, len(sums)), view)[0] for view in sums.unbind(1)]
+            )
+        rows, weights = sums[:, 0], weights.new_ones(1, len(sums))
+    return weights @ rows
 
 
 torch.library.register_autograd("gsfields::blend", _blend_backward, setup_context=_blend_setup)

@@ -106,7 +106,7 @@ def test_prepared_videos_are_read_with_masks_and_annotations(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"sped": "1"}, "there is no option 'sped' of a generated video; the options are layout, bleed"),
+        ({"sped": "1"}, "there is no option 'sped' of a generated video; the options are bleed"),
         ({"speed": "quick"}, "speed must be a number from 0.1 to 10, but is 'quick'"),
         ({"frames": "1.5"}, "frames must be a whole number"),
         ({"frames": None}, "--frames needs a value"),
