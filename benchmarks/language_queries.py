@@ -30,7 +30,7 @@ from gsfields.fields.nested import CANONICAL, Nested
 from gsfields.fields.query_basis import QueryBasis
 from gsfields.fields.relevancy import from_products, relevancy
 from gsfields.files import to_json
-from gsfields.fit.querying import ViewQueries
+from gsfields.fit.querying import Askable, ViewQueries, asked_plainly
 from gsfields.plans import Plan
 
 RESULTS = Path(__file__).parent / "results" / "language"
@@ -102,11 +102,19 @@ def _said(words: Tensor, of: Tensor, generator: torch.Generator) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------- ways
 
 
-def ways(s: Spoken, tolerance: float) -> tuple[dict[str, Callable[[], Tensor]], QueryBasis]:
+def askable(s: Spoken) -> Askable:
+    """Composite embeddings, and what all views share of them, which is there before a view is asked."""
+    asked = Askable(QueryBasis.of(s.nested.composite(s.phrases), s.nested.projection), s.phrases)
+    assert len(asked.values) == len(s.nested)
+    return asked
+
+
+def ways(s: Spoken, tolerance: float) -> tuple[dict[str, Callable[[], Tensor]], Askable]:
     """Each answers with relevancy [H, W, Q] of what it is named after, the plan being there."""
-    basis = QueryBasis.of(s.nested.composite(s.phrases), s.nested.projection)
+    asked = askable(s)
+    basis = asked.basis
     whole = basis.coefficients @ basis.directions.T
-    opened = ViewQueries(s.plan, basis, s.phrases, tolerance=tolerance)
+    opened = ViewQueries(s.plan, asked, tolerance=tolerance)
     blended = normalize(s.plan.blend(whole), dim=-1)
     both = torch.cat((s.texts, s.phrases))
     autoencoder = Autoencoder(WIDTH).eval()
@@ -126,7 +134,7 @@ def ways(s: Spoken, tolerance: float) -> tuple[dict[str, Callable[[], Tensor]], 
 
     return {
         "ours: what all prompts of a view share": lambda: (
-            ViewQueries(s.plan, basis, s.phrases, tolerance=tolerance).length
+            ViewQueries(s.plan, asked, tolerance=tolerance).length
         ),
         "ours: each prompt": lambda: opened.ask(one).relevancy,
         "ours: ten prompts together": lambda: opened.ask(s.texts).relevancy,
@@ -136,18 +144,17 @@ def ways(s: Spoken, tolerance: float) -> tuple[dict[str, Callable[[], Tensor]], 
         ),
         "30 scales, as LERF: one of them for a prompt": at_a_scale,
         "three levels and a decoder, as LangSplat: a prompt": decoded,
-    }, basis
+    }, asked
 
 
-def agreement(s: Spoken, basis: QueryBasis, tolerance: float) -> dict[str, float]:
+def agreement(s: Spoken, asked: Askable, tolerance: float) -> dict[str, float]:
     """How far ours is from the whole embeddings, where anything is, and what it says of that."""
-    asked = ViewQueries(s.plan, basis, s.phrases, tolerance=tolerance)
-    answer = asked.ask(s.texts)
-    whole = basis.coefficients @ basis.directions.T
-    expected = relevancy(s.plan.blend(whole), s.texts, s.phrases)
+    opened = ViewQueries(s.plan, asked, tolerance=tolerance)
+    answer = opened.ask(s.texts)
+    expected = asked_plainly(s.plan, asked, s.texts)
     error = float((answer.relevancy - expected)[answer.alpha > 0.01].abs().max())
-    channels = sum(count * pixels for count, pixels in asked.channels) / (s.plan.width * s.plan.height)
-    return {"error": error, "bound": answer.bound, "directions_a_pixel": channels, "rank": basis.rank}
+    channels = sum(count * pixels for count, pixels in opened.channels) / (s.plan.width * s.plan.height)
+    return {"error": error, "bound": answer.bound, "directions_a_pixel": channels, "rank": asked.basis.rank}
 
 
 def report(times: dict[str, Timing], found: dict[str, float], about: str) -> str:
@@ -209,8 +216,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     with torch.no_grad():
         s = spoken(scene, width, height)
-        calls, basis = ways(s, asked.tolerance)
-        found = agreement(s, basis, asked.tolerance)
+        calls, embeddings = ways(s, asked.tolerance)
+        found = agreement(s, embeddings, asked.tolerance)
         if found["error"] > found["bound"] + 1e-4:
             print(f"benchmarks.language_queries: the answers differ by {found['error']}", file=sys.stderr)
             return 1

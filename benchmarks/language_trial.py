@@ -32,7 +32,7 @@ from gsfields.fit import runs
 from gsfields.fit.checkpoint import Checkpoint
 from gsfields.fit.frozen import FrozenViews
 from gsfields.fit.language import fitted
-from gsfields.fit.language_files import protocol_for
+from gsfields.fit.language_files import protocol_for, relevancy_maps
 from gsfields.fit.language_labels import LanguageLabels
 from gsfields.fit.language_runs import Language
 from gsfields.fit.scene import open_dataset
@@ -205,22 +205,13 @@ def nested(trial: Trial) -> dict[str, Row]:
 
 def levels(language: Language, scales: Sequence[float] | None) -> Maps:
     """Of composites, or of each of some scales."""
-    bases = [language.composite] if scales is None else [language.at(scale) for scale in scales]
+    asked = [language.composite] if scales is None else [language.at(scale) for scale in scales]
 
     def maps(index: int, prompts: list[str]) -> Tensor:
-        texts = language.texts.of(prompts)
-        return torch.stack([_where_opaque(*_asked(language, index, basis, texts)) for basis in bases])
+        camera = language.camera_of(index)
+        return relevancy_maps(language, index, asked, prompts, (camera.height, camera.width))
 
     return maps
-
-
-def _asked(language: Language, index: int, basis: object, texts: Tensor) -> tuple[Tensor, Tensor]:
-    answer = language.view(index, basis).ask(texts)  # type: ignore[arg-type]
-    return answer.relevancy, answer.alpha
-
-
-def _where_opaque(relevancy: Tensor, alpha: Tensor) -> Tensor:
-    return torch.where(alpha[..., None] > 0.5, relevancy, 0.0)
 
 
 def three_levels(trial: Trial) -> dict[str, Row]:

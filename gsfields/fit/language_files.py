@@ -18,6 +18,7 @@ from gsfields.evaluate import openvocab
 from gsfields.evaluate.openvocab import AssignmentScores, OpenVocabScores, Protocol
 from gsfields.files import to_json, written_whole
 from gsfields.fit.language_runs import FOLDER, Language
+from gsfields.fit.querying import Askable
 from gsfields.pictures import contact_sheet, grey, save_png
 
 _USUAL_WIDTH = 1000  # pixels of the images that LangSplat's blur is meant for
@@ -205,7 +206,7 @@ def scored(
         raise ValueError(
             f"none of the {len(placed)} labelled views of {labels.root} is in the data of the run"
         )
-    bases = [language.composite] if scales is None else [language.at(scale) for scale in scales]
+    asked = [language.composite] if scales is None else [language.at(scale) for scale in scales]
     scores: OpenVocabScores | None = None
     assigned = AssignmentScores() if labels.protocol == "3d-ovs" and scales is None else None
     for stem, index in chosen.items():
@@ -215,7 +216,7 @@ def scored(
         height, width = truths[0].mask.shape
         if scores is None:
             scores = OpenVocabScores(protocol_for(width), labels.kinds)
-        maps = relevancy_maps(language, index, bases, [t.prompt for t in truths], (height, width))
+        maps = relevancy_maps(language, index, asked, [t.prompt for t in truths], (height, width))
         for k, item in enumerate(truths):
             scores.add(stem, maps[..., k], item)
         if assigned is not None:
@@ -227,13 +228,13 @@ def scored(
 
 @torch.no_grad()
 def relevancy_maps(
-    language: Language, index: int, bases: Sequence[Any], prompts: Sequence[str], shape: tuple[int, int]
+    language: Language, index: int, asked: Sequence[Askable], prompts: Sequence[str], shape: tuple[int, int]
 ) -> Tensor:
-    """[L, H, W, Q] in (0, 1), of a view on a grid of its photo, one level for each basis; 0 where nothing is."""
+    """[L, H, W, Q] in (0, 1), of a view on a grid of its photo, one level for each of `asked`; 0 where nothing is."""
     texts = language.texts.of(prompts)
     levels = []
-    for basis in bases:
-        answer = language.as_taken(index, language.view(index, basis).ask(texts))
+    for embeddings in asked:
+        answer = language.as_taken(index, language.view(index, embeddings).ask(texts))
         levels.append(torch.where(answer.alpha[..., None] > _OPAQUE, answer.relevancy, 0.0))
     maps = torch.stack(levels)
     if maps.shape[1:3] == shape:

@@ -32,7 +32,7 @@ from gsfields.fit.checkpoint import Checkpoint, list_checkpoints
 from gsfields.fit.frozen import FrozenViews
 from gsfields.fit.language import fitted
 from gsfields.fit.language_labels import LanguageLabels
-from gsfields.fit.querying import Answer, ViewQueries
+from gsfields.fit.querying import Answer, Askable, ViewQueries
 from gsfields.fit.runs import opened
 from gsfields.fit.showing import photo_camera, render_view
 from gsfields.fit.texts import Texts, find_texts
@@ -151,16 +151,19 @@ class Language:
         return self.texts.of(relevance.CANONICAL)
 
     @cached_property
-    def composite(self) -> QueryBasis:
+    def composite(self) -> Askable:
         """The embeddings of all scales at once (N2F2, equations 4.6 and 4.7)."""
         query = self.config.query
         canonical = self.texts.of(self.texts.known(nesting.CANONICAL) or relevance.CANONICAL)
         theta = self.nested.composite(canonical, temperature=query.temperature, step=query.step)
-        return QueryBasis.of(theta, self.nested.projection)
+        return self._askable(theta)
 
-    def at(self, scale: float) -> QueryBasis:
+    def at(self, scale: float) -> Askable:
         """The embeddings of one scale in [0, 1]: 0 for the smallest segments."""
-        return QueryBasis.of(self.nested.at(scale), self.nested.projection)
+        return self._askable(self.nested.at(scale))
+
+    def _askable(self, theta: Tensor) -> Askable:
+        return Askable(QueryBasis.of(theta, self.nested.projection), self.phrases)
 
     def index_of(self, name: str | None) -> int:
         """Of a view by its stem, its name or its place; by default the first that was held out."""
@@ -177,22 +180,22 @@ class Language:
         )
 
     @torch.no_grad()
-    def view(self, index: int, basis: QueryBasis | None = None) -> ViewQueries:
+    def view(self, index: int, asked: Askable | None = None) -> ViewQueries:
         """Queries of a view on the grid of its photo, before the lens's distortion; of the composite by default."""
-        return self.through(self.camera_of(index), self.dataset.times().tolist()[index], basis)
+        return self.through(self.camera_of(index), self.dataset.times().tolist()[index], asked)
 
     def camera_of(self, index: int) -> Camera:
         """What shows the photo of a view."""
         return photo_camera(self.dataset.views[index])
 
     @torch.no_grad()
-    def through(self, camera: Camera, time: float = 0.0, basis: QueryBasis | None = None) -> ViewQueries:
+    def through(self, camera: Camera, time: float = 0.0, asked: Askable | None = None) -> ViewQueries:
         """Queries of what a camera sees."""
-        basis = self.composite if basis is None else basis
+        asked = self.composite if asked is None else asked
         rendering = render_view(self.checkpoint.scene, camera, self.checkpoint.config, time)
         if isinstance(rendering, LayeredRendering):
-            basis = basis.rows(rendering.index)
-        return ViewQueries(rendering.plan, basis, self.phrases, tolerance=self.config.query.tolerance)
+            asked = asked.rows(rendering.index)
+        return ViewQueries(rendering.plan, asked, tolerance=self.config.query.tolerance)
 
     def ask(self, view: str | int | None, prompts: Sequence[str]) -> Answer:
         """What a view says of prompts, on the grid of its photo as taken."""
@@ -212,7 +215,7 @@ class Language:
     @torch.no_grad()
     def of_gaussians(self, prompts: Sequence[str]) -> Tensor:
         """[N, Q] in (0, 1): relevancy of each Gaussian's own composite embedding."""
-        basis = self.composite
+        basis = self.composite.basis
         both = torch.cat((self.texts.of(prompts), self.phrases))
         lengths = basis.rest(0).clamp_min(1e-12)
         return relevance.from_products(basis.products(both) / lengths[:, None], len(prompts))

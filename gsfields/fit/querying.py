@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from gsfields.fields.query_basis import QueryBasis, doubt_allowed, error_of
-from gsfields.fields.relevancy import from_products, relevancy
+from gsfields.fields.relevancy import TEMPERATURE, relevancy
 from gsfields.plans import Plan
 
 _FIRST = 64  # directions that are blended at first, for all pixels
@@ -25,6 +26,44 @@ class Answer:
     bound: float  # no relevancy is further from that of the whole embeddings
 
 
+@dataclass
+class Askable:
+    """Embeddings of N Gaussians, and phrases [K, E], K >= 1, that relevancy compares with: what all views share.
+
+    Raises ValueError for other phrases.
+    """
+
+    basis: QueryBasis
+    phrases: Tensor
+
+    def __post_init__(self) -> None:
+        shape = list(self.phrases.shape)
+        if len(shape) != 2 or shape[0] == 0 or shape[1] != self.basis.width:
+            raise ValueError(f"phrases must be [K, E={self.basis.width}] with K >= 1, but is {shape}")
+
+    @cached_property
+    def first(self) -> int:
+        """Directions that are blended for all pixels."""
+        return min(_FIRST, self.basis.rank)
+
+    @cached_property
+    def values(self) -> Tensor:
+        """[N, first + 1 + K]: coefficients of those, what is left of each embedding, products with the phrases."""
+        basis = self.basis
+        parts = (
+            basis.coefficients[:, : self.first],
+            basis.rest(self.first)[:, None],
+            basis.products(_unit(self.phrases)),
+        )
+        return torch.cat(parts, dim=1)
+
+    def rows(self, index: Tensor) -> Askable:
+        """Of some of the Gaussians."""
+        some = Askable(self.basis.rows(index), self.phrases)
+        some.first, some.values = self.first, self.values[index]
+        return some
+
+
 class ViewQueries:
     """Queries of one view: a text costs a blend of one channel, several of them one walk together.
 
@@ -34,50 +73,46 @@ class ViewQueries:
     """
 
     @torch.no_grad()
-    def __init__(self, plan: Plan, basis: QueryBasis, phrases: Tensor, *, tolerance: float = 1e-3) -> None:
-        """plan: of one view, of the N Gaussians of the basis; phrases: [K, E] that relevancy compares with, K >= 1.
-
-        Raises ValueError for bad arguments.
-        """
-        if phrases.ndim != 2 or len(phrases) == 0 or phrases.shape[1] != basis.width:
-            raise ValueError(
-                f"phrases must be [K, E={basis.width}] with K >= 1, but is {list(phrases.shape)}"
-            )
+    def __init__(self, plan: Plan, asked: Askable, *, tolerance: float = 1e-3) -> None:
+        """plan: of one view, of the N Gaussians. Raises ValueError for a tolerance that is not positive."""
         if tolerance <= 0:
             raise ValueError(f"tolerance must be positive, but is {tolerance}")
-        self.plan, self.basis = plan, basis
-        first = min(_FIRST, basis.rank)
-        values = (basis.coefficients[:, :first], basis.rest(first)[:, None], basis.products(_unit(phrases)))
-        image = plan.blend(torch.cat(values, dim=1))
+        self.plan, self.basis = plan, asked.basis
+        first, rank = asked.first, asked.basis.rank
+        image = plan.blend(asked.values)
         self.alpha = plan.alpha[..., 0]
         self.best = image[..., first + 1 :].amax(dim=-1)  # [H, W] max_k φ·c_k
-        squares = image[..., :first].square().sum(dim=-1).flatten()
-        rest = image[..., first].flatten().clone()
+        lengths = torch.linalg.vector_norm(image[..., :first], dim=-1).flatten()
+        rest = image[..., first].flatten()
         self.channels = [(first, rest.numel())]  # (directions, pixels for which so many were blended)
-        limit = doubt_allowed(tolerance) ** 2
-        while first < basis.rank and len(unsure := (rest.square() > limit * squares).nonzero()[:, 0]):
-            more = min(basis.rank, _MORE * first)
-            further = (basis.coefficients[:, first:more], basis.rest(more)[:, None])
+        limit = doubt_allowed(tolerance)
+        while first < rank and len(unsure := (rest > limit * lengths).nonzero()[:, 0]):
+            more = min(rank, _MORE * first)
+            further = (self.basis.coefficients[:, first:more], self.basis.rest(more)[:, None])
             pixels = torch.stack((unsure % plan.width, unsure // plan.width), dim=1)
             added = plan.blend(torch.cat(further, dim=1), pixels=pixels)
-            squares[unsure] += added[:, :-1].square().sum(dim=1)
+            lengths[unsure] = torch.hypot(lengths[unsure], torch.linalg.vector_norm(added[:, :-1], dim=1))
             rest[unsure] = added[:, -1]
             first = more
             self.channels.append((first, len(unsure)))
-        self.length = squares.sqrt().view(plan.height, plan.width)
-        doubt = torch.where(squares > _TINY**2, rest.square() / squares.clamp_min(_TINY**2), 0.0).sqrt()
+        self.length = lengths.view(plan.height, plan.width)
+        doubt = torch.where(lengths > _TINY, rest / lengths.clamp_min(_TINY), 0.0)
         self.bound = float(error_of(doubt.max())) if doubt.numel() else 0.0
 
     @torch.no_grad()
     def ask(self, texts: Tensor) -> Answer:
-        """Of texts [Q, E], of any length: relevancy as LERF and LangSplat have it, of normalised vectors."""
+        """Of texts [Q, E], of any length: relevancy as LERF and LangSplat have it, of normalised vectors.
+
+        σ(t (φ·q - max_k φ·c_k) / ‖φ‖), see fields.relevancy.
+        """
         if texts.ndim != 2 or texts.shape[1] != self.basis.width:
             raise ValueError(f"texts must be [Q, E={self.basis.width}], but is {list(texts.shape)}")
-        products = self.best[..., None]
-        if len(texts):
-            products = torch.cat((self.plan.blend(self.basis.products(_unit(texts))), products), dim=-1)
-        products = products / self.length.clamp_min(_TINY)[..., None]
-        return Answer(from_products(products, len(texts)), self.alpha, self.bound)
+        if len(texts) == 0:
+            return Answer(self.best.new_empty(*self.best.shape, 0), self.alpha, self.bound)
+        margins = self.plan.blend(self.basis.products(_unit(texts)))
+        margins -= self.best[..., None]
+        margins *= (TEMPERATURE / self.length.clamp_min(_TINY))[..., None]
+        return Answer(margins.sigmoid_(), self.alpha, self.bound)
 
 
 def _unit(vectors: Tensor) -> Tensor:
@@ -85,7 +120,7 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def asked_plainly(plan: Plan, basis: QueryBasis, phrases: Tensor, texts: Tensor) -> Tensor:
+def asked_plainly(plan: Plan, asked: Askable, texts: Tensor) -> Tensor:
     """[H, W, Q] the same by the paper's way: all E numbers of every pixel, normalised, times the texts."""
-    whole = basis.coefficients @ basis.directions.T
-    return relevancy(plan.blend(whole), texts.to(whole), phrases.to(whole))
+    whole = asked.basis.coefficients @ asked.basis.directions.T
+    return relevancy(plan.blend(whole), texts.to(whole), asked.phrases.to(whole))

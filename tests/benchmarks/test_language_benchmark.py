@@ -13,8 +13,8 @@ from benchmarks import language, language_queries, language_trial
 from benchmarks.baselines import langsplat
 from benchmarks.language import CEILING, EXPLICIT, FLAT, LANGSPLAT, ORACLE, OURS
 from gsfields.data.nested_texts import Vocabulary
-from gsfields.fields.relevancy import relevancy
 from gsfields.fit.frozen import FrozenViews
+from gsfields.fit.querying import asked_plainly
 from gsfields.fit.scene import open_dataset
 from tests.benchmarks.test_instances_benchmark import from_depths
 from tests.fit.tiny_room import TinyRoom
@@ -36,7 +36,7 @@ SMALL = [
 ]
 
 
-def asked(folder, study, *more):
+def words_of(folder, study, *more):
     files = [word for name in ("out", "scenes", "runs") for word in (f"--{name}", str(folder / name))]
     return [study, *files, *SMALL, *more]
 
@@ -50,8 +50,8 @@ def folder(tmp_path_factory):
         patch.setattr(language_trial, "in_own_process", language_trial.run)
         quick = langsplat.Recipe(epochs=4, steps=60)
         patch.setattr(language_trial.langsplat, "Recipe", lambda: quick)
-        assert language.main(asked(path, "accuracy")) == 0
-        assert language.main(asked(path, "steps", "--set", "dim=64")) == 0
+        assert language.main(words_of(path, "accuracy")) == 0
+        assert language.main(words_of(path, "steps", "--set", "dim=64")) == 0
     return path
 
 
@@ -85,9 +85,9 @@ def test_what_is_finished_is_not_run_again(folder, monkeypatch, capsys):
         raise AssertionError(f"{trial} was run again")
 
     monkeypatch.setattr(language_trial, "in_own_process", refuse)
-    assert language.main(asked(folder, "accuracy")) == 0
+    assert language.main(words_of(folder, "accuracy")) == 0
     assert LANGSPLAT in capsys.readouterr().out
-    assert language.main(asked(folder, "accuracy", "--set", "groups=3")) == 2
+    assert language.main(words_of(folder, "accuracy", "--set", "groups=3")) == 2
     assert "--fresh" in capsys.readouterr().err
 
 
@@ -101,7 +101,7 @@ def test_what_is_finished_is_not_run_again(folder, monkeypatch, capsys):
     ],
 )
 def test_bad_arguments_are_told_before_any_work(tmp_path, capsys, words, message):
-    assert language.main(asked(tmp_path, "accuracy", *words)) == 2
+    assert language.main(words_of(tmp_path, "accuracy", *words)) == 2
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
@@ -175,10 +175,9 @@ def test_made_up_language_is_as_a_fit_leaves_it():
     assert (products.argmax(dim=1) < language_queries.CELLS).float().mean() > 0.99
     coarse = s.nested.at(0.5) @ s.nested.projection.T
     assert ((coarse @ words.T).argmax(dim=1) >= language_queries.CELLS).float().mean() > 0.99
-    calls, basis = language_queries.ways(s, 1e-3)
+    calls, asked = language_queries.ways(s, 1e-3)
     ours, paper = calls["ours: each prompt"](), calls["the paper's way: a prompt"]()
     torch.testing.assert_close(ours, paper, atol=1.1e-3, rtol=0)
     further = calls["the same, blended and normalised once: each further prompt"]()
     torch.testing.assert_close(further, paper, atol=1e-4, rtol=0)
-    whole = s.plan.blend(basis.coefficients @ basis.directions.T)
-    torch.testing.assert_close(paper, relevancy(whole, s.texts[:1], s.phrases))
+    torch.testing.assert_close(paper, asked_plainly(s.plan, asked, s.texts[:1]))

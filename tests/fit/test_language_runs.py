@@ -85,7 +85,7 @@ def test_what_is_shown_is_relevancy_of_what_is_blended(spoken):
     run, _ = spoken
     language = Language.open(run)
     answer = language.ask(ROOM.stem(0), PROMPTS)
-    basis = language.composite
+    basis = language.composite.basis
     plan = language.view(0).plan
     whole = plan.blend(basis.coefficients @ basis.directions.T)
     expected = relevancy(whole, language.texts.of(PROMPTS), language.phrases)

@@ -12,7 +12,7 @@ import gsfields
 from gsfields.camera import Camera
 from gsfields.fields.query_basis import QueryBasis, doubt_allowed, error_of
 from gsfields.fit import querying
-from gsfields.fit.querying import ViewQueries, asked_plainly
+from gsfields.fit.querying import Askable, ViewQueries, asked_plainly
 from gsfields.plans import Plan
 
 N, D, E = 300, 24, 40
@@ -87,11 +87,11 @@ def test_answers_are_within_the_bound_and_the_tolerance(plan, phrases, decay, to
     monkeypatch.setattr(querying, "_FIRST", 3)
     theta, projection = embeddings(decay)
     theta[:, 0] += 3  # embeddings have much in common, as those of CLIP
-    basis = QueryBasis.of(theta, projection)
-    asked = ViewQueries(plan, basis, phrases, tolerance=tolerance)
+    askable = Askable(QueryBasis.of(theta, projection), phrases)
+    asked = ViewQueries(plan, askable, tolerance=tolerance)
     texts = torch.cat((theta[:2] @ projection.T, some(4, E, seed=3)))
     answer = asked.ask(texts)
-    expected = asked_plainly(plan, basis, phrases, texts)
+    expected = asked_plainly(plan, askable, texts)
     error = (answer.relevancy - expected)[answer.alpha > 0.01].abs().max()
     assert answer.relevancy.shape == (33, 45, 6) and error <= answer.bound + 2e-5
     assert answer.bound <= tolerance * 1.001
@@ -107,7 +107,7 @@ def test_directions_are_blended_where_lengths_are_in_doubt(plan, phrases, monkey
     theta, projection = embeddings(0.7)
     theta[:, 0] += 3
     basis = QueryBasis.of(theta, projection)
-    asked = ViewQueries(plan, basis, phrases, tolerance=1e-3)
+    asked = ViewQueries(plan, Askable(basis, phrases), tolerance=1e-3)
     directions, pixels = zip(*asked.channels)
     assert directions[0] == 3 and pixels[0] == 33 * 45 > pixels[1] > 0
     assert list(pixels) == sorted(pixels, reverse=True) and directions[-1] < basis.rank
@@ -115,6 +115,15 @@ def test_directions_are_blended_where_lengths_are_in_doubt(plan, phrases, monkey
     assert (asked.length <= whole * (1 + 1e-5)).all()
     longest = asked.length * math.sqrt(1 + doubt_allowed(1e-3) ** 2)
     assert (whole <= longest * (1 + 1e-5) + 1e-6).all()
+
+
+def test_some_of_the_gaussians(phrases):
+    """They share what was prepared for all, so that views of some need not prepare it again."""
+    asked = Askable(QueryBasis.of(*embeddings(0.9)), phrases)
+    index = torch.tensor([7, 3])
+    some_of_them = asked.rows(index)
+    torch.testing.assert_close(some_of_them.values, asked.values[index])
+    assert some_of_them.first == asked.first and asked.values.shape == (N, asked.first + 1 + 3)
 
 
 def test_nothing_is_as_relevant_as_anything(phrases):
@@ -129,7 +138,7 @@ def test_nothing_is_as_relevant_as_anything(phrases):
         4,
     )
     basis = QueryBasis.of(torch.zeros(0, D), some(E, D))
-    asked = ViewQueries(empty, basis, phrases)
+    asked = ViewQueries(empty, Askable(basis, phrases))
     answer = asked.ask(some(2, E))
     assert (answer.relevancy == 0.5).all() and not answer.alpha.any() and answer.bound == 0
     assert asked.ask(torch.zeros(0, E)).relevancy.shape == (4, 5, 0)
@@ -141,8 +150,8 @@ def test_bad_arguments(plan, phrases):
         replace(basis, coefficients=some(N, 3))
     for bad in (some(3, 39), some(0, E), some(E)):
         with pytest.raises(ValueError, match=r"phrases must be \[K, E=40\] with K >= 1"):
-            ViewQueries(plan, basis, bad)
+            Askable(basis, bad)
     with pytest.raises(ValueError, match="tolerance must be positive, but is 0"):
-        ViewQueries(plan, basis, phrases, tolerance=0)
+        ViewQueries(plan, Askable(basis, phrases), tolerance=0)
     with pytest.raises(ValueError, match=r"texts must be \[Q, E=40\], but is \[2, 41\]"):
-        ViewQueries(plan, basis, phrases).ask(some(2, 41))
+        ViewQueries(plan, Askable(basis, phrases)).ask(some(2, 41))
