@@ -34,7 +34,7 @@ class Found:
     y: int  # and row
     relevancy: float  # there
     pixels: int  # of the mask
-    gaussians: int  # with a relevancy above a half
+    gaussians: int  # that are selected
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def query(
         found.append(
             Found(
                 prompt, x, y, float(relevancy[y, x, k]), int(masks[k].sum()),
-                int((of_gaussians[:, k] > 0.5).sum()),
+                int(selected(of_gaussians[:, k], protocol).sum()),
             )
         )  # fmt: skip
     folder = Path(out) if out is not None else Path(run) / FOLDER / "queries"
@@ -117,6 +117,14 @@ def query(
     photo = _photo(language, index, relevancy.shape[:2])
     _write(folder, report, photo, relevancy, masks, of_gaussians)
     return report
+
+
+def selected(scores: Tensor, protocol: Protocol) -> Tensor:
+    """bool [N]: the Gaussians whose relevancy [N] is as high in its range as a pixel's must be for the mask."""
+    if len(scores) == 0:
+        return torch.zeros(0, dtype=torch.bool)
+    low, high = scores.aminmax()
+    return scores > low + 0.5 * (1 + protocol.threshold) * (high - low)
 
 
 def protocol_for(width: int) -> Protocol:
