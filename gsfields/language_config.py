@@ -49,6 +49,9 @@ class QueryConfig:
     temperature: float = described(
         1.0, "of the weights of scales in the composite embedding (paper: 1)", low=1e-6
     )
+    heed: float = described(
+        0.5, "how much weights of scales follow what segments said of a Gaussian (paper: 0)", low=0, high=1
+    )
     step: int = described(1, "the composite weighs every so many lengths", low=1)
     tolerance: float = described(1e-3, "of relevancy: the error that projected queries may make", low=1e-6)
 

@@ -117,6 +117,29 @@ def test_a_table_in_parts_is_the_same(monkeypatch):
     assert empty.composite(canonical.float()).shape == (0, 6) == empty.weights(canonical.float()).shape
 
 
+@pytest.mark.parametrize("heed", [0.3, 1.0])
+def test_weights_heed_what_was_said(heed):
+    """Uneven groups: of 7 numbers 0-1, 2-3 and 4-6; of one row nothing is known."""
+    said = torch.tensor([[0.5, 0.0, 0.5], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    nested, canonical = Nested(some(3, 7), some(5, 7, seed=1), said), some(3, 5, seed=2)
+    gamma = nested.weights(canonical, temperature=0.5, heed=heed)
+    plain = scale_weights(nested.theta, nested.projection, canonical, temperature=0.5)
+    shares = torch.tensor([[0.25, 0.25, 0, 0, 0.5 / 3, 0.5 / 3, 0.5 / 3], [0, 0, 0.5, 0.5, 0, 0, 0], [0] * 7])
+    expected = plain * (heed * shares + (1 - heed) / 7).clamp_min(1e-12)
+    torch.testing.assert_close(gamma, expected / expected.sum(dim=1, keepdim=True))
+    torch.testing.assert_close(gamma[2], plain[2])
+    torch.testing.assert_close(
+        nested.composite(canonical, temperature=0.5, heed=heed), composite(nested.theta, gamma)
+    )
+    assert torch.equal(
+        nested.weights(canonical), Nested(nested.theta, nested.projection).weights(canonical, heed=1)
+    )
+    with pytest.raises(ValueError, match=r"heed must be in \[0, 1\], but is 2"):
+        nested.weights(canonical, heed=2)
+    with pytest.raises(ValueError, match=r"said must be \[3, G\] like theta"):
+        Nested(nested.theta, nested.projection, said[:2])
+
+
 def test_bad_tables_and_phrases():
     nested = Nested(some(3, 6), some(5, 6))
     with pytest.raises(ValueError, match=r"must be \[N, D\] and \[E, D\], but are \[3, 6\] and \[5, 7\]"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,13 @@ def at_scale(theta: Tensor, projection: Tensor, length: Tensor) -> Tensor:
 
 
 def scale_weights(
-    theta: Tensor, projection: Tensor, canonical: Tensor, *, temperature: float = 1.0, step: int = 1
+    theta: Tensor,
+    projection: Tensor,
+    canonical: Tensor,
+    *,
+    temperature: float = 1.0,
+    step: int = 1,
+    prior: Tensor | None = None,
 ) -> Tensor:
     """γ [..., D] (equation 4.6): softmax over the lengths d of max_k φ_d · c_k, φ_d = W_{:,1:d} θ_{1:d}.
 
@@ -54,6 +61,7 @@ def scale_weights(
         theta: [..., D]; projection: W [E, D]; canonical: c [K, E], K >= 1.
         temperature: what the products are divided by; 1 in the paper, which makes γ nearly even.
         step: only every step-th length, and D, is weighed (table 4.6); others have 0.
+        prior: [..., D], positive, what weights are multiplied by before they are made to sum to 1; none in the paper.
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, but is {temperature}")
@@ -68,12 +76,18 @@ def scale_weights(
         left_out[step - 1 :: step] = False
         left_out[-1] = False
         best = best.masked_fill(left_out, -torch.inf)
-    return (best / temperature).softmax(dim=-1)
+    best = best / temperature
+    return (best if prior is None else best + prior.log()).softmax(dim=-1)
 
 
 def composite(theta: Tensor, gamma: Tensor) -> Tensor:
     """Θ̃ = revcumsum(γ) ⊙ θ (equation 4.7): W Θ̃ = Σ_d γ_d W_{:,1:d} θ_{1:d}, all lengths at once; [..., D]."""
     return gamma.flip(-1).cumsum(dim=-1).flip(-1) * theta
+
+
+def group_bounds(dim: int, groups: int) -> list[int]:
+    """[groups + 1]: the numbers of θ from bounds[g] to bounds[g + 1] are those that group g of scales adds."""
+    return [dim * g // groups for g in range(groups + 1)]
 
 
 @dataclass
@@ -85,6 +99,10 @@ class Nested:
 
     theta: Tensor  # [N, D]
     projection: Tensor  # W [E, D]
+    said: Tensor | None = (
+        None  # [N, G] how much of what segments say of a Gaussian comes from each of G even groups of
+    )
+    # scales, the largest first; rows sum to 1, or to 0 where nothing is said
 
     def __post_init__(self) -> None:
         fits = self.theta.ndim == self.projection.ndim == 2
@@ -92,6 +110,10 @@ class Nested:
             raise ValueError(
                 f"theta and projection must be [N, D] and [E, D], but are {list(self.theta.shape)} and "
                 f"{list(self.projection.shape)}"
+            )
+        if self.said is not None and (self.said.ndim != 2 or len(self.said) != len(self.theta)):
+            raise ValueError(
+                f"said must be [{len(self.theta)}, G] like theta, but is {list(self.said.shape)}"
             )
 
     @property
@@ -113,26 +135,48 @@ class Nested:
         return truncated(self.theta, lengths(torch.tensor(scale), self.dim))
 
     @torch.no_grad()
-    def weights(self, canonical: Tensor, *, temperature: float = 1.0, step: int = 1) -> Tensor:
-        """γ [N, D], see `scale_weights`."""
-        parts = [
-            scale_weights(rows, self.projection, canonical, temperature=temperature, step=step)
-            for rows in self._rows()
-        ]
-        return torch.cat(parts) if parts else torch.zeros_like(self.theta)
+    def weights(
+        self, canonical: Tensor, *, temperature: float = 1.0, step: int = 1, heed: float = 0.0
+    ) -> Tensor:
+        """γ [N, D], see `scale_weights`. A share `heed` in [0, 1] of their prior is as the segments spoke; the rest is
+        even, and all of it where that is not known.
+        """
+        self._check(canonical)
+        if not 0 <= heed <= 1:
+            raise ValueError(f"heed must be in [0, 1], but is {heed}")
+        return torch.cat([gamma for _, gamma in self._weighed(canonical, temperature, step, heed)])
 
     @torch.no_grad()
-    def composite(self, canonical: Tensor, *, temperature: float = 1.0, step: int = 1) -> Tensor:
-        """Θ̃ [N, D], to be blended and multiplied by Wᵀ: all scales at once, each by how well it can be named."""
+    def composite(
+        self, canonical: Tensor, *, temperature: float = 1.0, step: int = 1, heed: float = 0.0
+    ) -> Tensor:
+        """Θ̃ [N, D], to be blended and multiplied by Wᵀ: all scales at once, each with its weight."""
         self._check(canonical)
-        parts = []
-        for rows in self._rows():
-            gamma = scale_weights(rows, self.projection, canonical, temperature=temperature, step=step)
-            parts.append(composite(rows, gamma))
-        return torch.cat(parts) if parts else torch.zeros_like(self.theta)
+        weighed = self._weighed(canonical, temperature, step, heed)
+        return torch.cat([composite(rows, gamma) for rows, gamma in weighed])
 
-    def _rows(self) -> Iterator[Tensor]:
-        return iter(self.theta.split(max(1, _HELD // self.dim))) if len(self.theta) else iter(())
+    def _weighed(
+        self, canonical: Tensor, temperature: float, step: int, heed: float
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(θ, γ) of some rows after others, so that not all is held at once."""
+        count = max(1, _HELD // self.dim)
+        for start in range(0, max(1, len(self)), count):
+            some = slice(start, start + count)
+            prior = None if self.said is None or heed == 0 else self._prior(self.said[some], heed)
+            yield (
+                self.theta[some],
+                scale_weights(
+                    self.theta[some], self.projection, canonical,
+                    temperature=temperature, step=step, prior=prior,
+                ),
+            )  # fmt: skip
+
+    def _prior(self, said: Tensor, heed: float) -> Tensor:
+        """[M, D] of M rows of `said`: a group's share is spread evenly over its lengths."""
+        bounds = group_bounds(self.dim, said.shape[1])
+        sizes = torch.tensor([stop - start for start, stop in pairwise(bounds)])
+        spread = (said / sizes).repeat_interleave(sizes, dim=1)
+        return (heed * spread + (1 - heed) / self.dim).clamp_min(1e-12)
 
     def _check(self, canonical: Tensor) -> None:
         if canonical.ndim != 2 or canonical.shape[1] != self.width or len(canonical) == 0:
@@ -265,6 +309,7 @@ class DirectField(nn.Module):
         super().__init__()
         self.theta = nn.Parameter(start.theta.detach().clone())
         self.projection = nn.Parameter(start.projection.detach().clone())
+        self.said = start.said
 
     def values(self, rows: Tensor) -> Tensor:
         """θ [M, D] of Gaussians, to be blended. Gradients are sparse."""
@@ -277,4 +322,4 @@ class DirectField(nn.Module):
     @torch.no_grad()
     def nested(self) -> Nested:
         """Of all Gaussians."""
-        return Nested(self.theta.detach().clone(), self.projection.detach().clone())
+        return Nested(self.theta.detach().clone(), self.projection.detach().clone(), self.said)

@@ -93,6 +93,8 @@ def fit_language(
 def save_nested(nested: Nested, path: Path, *, origin: str) -> None:
     """Embeddings in half precision: relevancy of what is rounded so differs by some 1e-4."""
     tensors = {"theta": nested.theta.half(), "projection": nested.projection}
+    if nested.said is not None:
+        tensors["said"] = nested.said
     with written_whole(path) as temporary:
         safetensors.torch.save_file(
             {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
@@ -111,7 +113,8 @@ def load_nested(path: Path) -> tuple[Nested, Path]:
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             theta, projection = file.get_tensor("theta").float(), file.get_tensor("projection")
-            return Nested(theta, projection), Path(file.metadata()[_ORIGIN])
+            said = file.get_tensor("said") if "said" in file.keys() else None  # noqa: SIM118
+            return Nested(theta, projection, said), Path(file.metadata()[_ORIGIN])
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error})") from None
 
@@ -155,7 +158,9 @@ class Language:
         """The embeddings of all scales at once (N2F2, equations 4.6 and 4.7)."""
         query = self.config.query
         canonical = self.texts.of(self.texts.known(nesting.CANONICAL) or relevance.CANONICAL)
-        theta = self.nested.composite(canonical, temperature=query.temperature, step=query.step)
+        theta = self.nested.composite(
+            canonical, temperature=query.temperature, step=query.step, heed=query.heed
+        )
         return self._askable(theta)
 
     def at(self, scale: float) -> Askable:

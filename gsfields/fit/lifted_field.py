@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gsfields.fields.nested import Nested
+from gsfields.fields.nested import Nested, group_bounds
 from gsfields.fit.frozen import FrozenViews
 from gsfields.fit.language_labels import LanguageLabels, ViewTeachers
 
@@ -38,9 +38,12 @@ def lifted(
         raise ValueError(f"groups must be from 1 to dim = {dim}, but is {groups}")
     theta, projection = torch.zeros(len(views), dim), torch.zeros(labels.width, dim)
     known, by_any = mean_said(views, labels, 1, 0)
+    said_by = torch.zeros(len(views), groups)
     least = (_SHARE * by_any).clamp_min(_SEEN)
-    for group, (start, stop) in enumerate(tqdm(_blocks(dim, groups), disable=not progress, desc="lifting")):
+    blocks = list(pairwise(group_bounds(dim, groups)))
+    for group, (start, stop) in enumerate(tqdm(blocks, disable=not progress, desc="lifting")):
         residual, total = mean_said(views, labels, groups, group)
+        said_by[:, group] = total
         said = total > least
         if group == 0:
             residual[~said], total[~said] = known[~said], by_any[~said]
@@ -53,7 +56,7 @@ def lifted(
         theta[:, start : start + added.shape[1]] = added
         projection[:, start : start + added.shape[1]] = directions
         known.addmm_(added, directions.T)
-    return Nested(theta, projection)
+    return Nested(theta, projection, said_by / said_by.sum(dim=1, keepdim=True).clamp_min(1e-12))
 
 
 def principal(moments: Tensor) -> Tensor:
@@ -70,11 +73,6 @@ def embedding_moments(labels: LanguageLabels) -> Tensor:
         embeddings = labels.of(index).embeddings
         moments += embeddings.T @ embeddings
     return moments
-
-
-def _blocks(dim: int, groups: int) -> list[tuple[int, int]]:
-    """Which numbers of θ are a group's, the largest scales first."""
-    return list(pairwise(dim * g // groups for g in range(groups + 1)))
 
 
 def mean_said(views: FrozenViews, labels: LanguageLabels, groups: int, group: int) -> tuple[Tensor, Tensor]:

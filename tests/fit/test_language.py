@@ -134,6 +134,17 @@ def test_what_is_lifted_says_what_segments_say(room, labels):
         assert (fine == 0)[ids == 0].float().mean() > 0.85
 
 
+def test_how_much_each_group_says_is_kept(room, labels):
+    """Of the floor it is the largest scales that speak; what nobody speaks of has a row of zeros."""
+    tiny, views, _ = room
+    said = lifted(views, labels, dim=32, groups=4).said
+    totals = said.sum(dim=1)
+    torch.testing.assert_close(totals[totals > 0], torch.ones(int((totals > 0).sum())))
+    floor = said[(tiny.owners == 0) & (totals > 0)].mean(dim=0)
+    toys = said[(tiny.owners > 0) & (totals > 0)].mean(dim=0)
+    assert floor[0] > 0.8 > 0.5 > toys[0] and said.shape == (len(views), 4)
+
+
 def plain_means(views, labels, groups, group):
     """The same by images of embeddings, pixel by pixel."""
     sums, total = torch.zeros(len(views), WIDTH), torch.zeros(len(views))
