@@ -13,7 +13,7 @@ from gsfields.ops.library import TILE, native, same_device
 Precision = Literal["fp32", "tf32", "bf16"]
 PRECISIONS = ("fp32", "tf32", "bf16")
 _WINDOW_BYTES = 64 << 20  # of what is held in full where a result is stored in half
-_SUMMANDS = 256  # of a sum that is taken at once
+_SUMMANDS = 512  # of a sum that is taken at once
 
 
 class SampledPixels(NamedTuple):
@@ -226,21 +226,21 @@ def _background_gradient(  # type: ignore[no-untyped-def]
 
 
 def _products(weights: Tensor, rows: Tensor) -> Tensor:
-    """weights [V, P] @ rows [P, C] in a fixed order of summation: a library that multiplies matrices may cut a long sum
-    into as many parts as there are threads, but not one of _SUMMANDS.
+    """weights [V, P] @ rows [P, C], on the CPU in an order of summation that does not depend on the number of threads,
+    on which that of a library that multiplies matrices may: as sums over bags of rows, of which each is one thread's.
     """
-    while len(rows) > _SUMMANDS:
-        padding = -len(rows) % _SUMMANDS
-        rows = torch.nn.functional.pad(rows, (0, 0, 0, padding))
-        weights = torch.nn.functional.pad(weights, (0, padding))
-        parts = rows.view(-1, _SUMMANDS, rows.shape[1])
-        sums = weights.view(len(weights), -1, _SUMMANDS).transpose(0, 1) @ parts  # [P / _SUMMANDS, V, C]
-        if len(weights) > 1:
-            return torch.stack(
-                [_products(weights.new_ones(1, len(sums)), view)[0] for view in sums.unbind(1)]
-            )
-        rows, weights = sums[:, 0], weights.new_ones(1, len(sums))
-    return weights @ rows
+    if rows.is_cuda:
+        return weights @ rows
+    return torch.stack([_weighted_sum(view, rows) for view in weights])
+
+
+def _weighted_sum(weights: Tensor, rows: Tensor) -> Tensor:
+    """Sum over p of weights[p] rows[p], [C]."""
+    index = torch.arange(len(rows), device=rows.device)
+    sums = torch.nn.functional.embedding_bag(
+        index, rows, index[::_SUMMANDS], mode="sum", per_sample_weights=weights
+    )
+    return sums[0] if len(sums) == 1 else _weighted_sum(torch.ones_like(sums[:, 0]), sums)
 
 
 torch.library.register_autograd("gsfields::blend", _blend_backward, setup_context=_blend_setup)
