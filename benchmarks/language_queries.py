@@ -56,12 +56,8 @@ class Spoken:
 def spoken(scene: Scene, width: int, height: int, seed: int = 0) -> Spoken:
     """Half of θ says which group a Gaussian belongs to, the other half which cell beyond that."""
     generator = torch.Generator().manual_seed(seed)
-    vocabulary = Vocabulary(dimension=WIDTH, seed=seed)
-    names = [f"thing {k}" for k in range(CELLS + GROUPS)]
-    words = torch.stack([_vector(vocabulary, name) for name in names])
-    centres = scene.means[torch.randperm(len(scene.means), generator=generator)[: CELLS + GROUPS]]
-    cell = torch.cdist(scene.means, centres[:CELLS]).argmin(dim=1)
-    group = torch.cdist(centres[:CELLS], centres[CELLS:]).argmin(dim=1)[cell]
+    words = word_vectors(CELLS + GROUPS, seed)
+    cell, group = cells_of(scene.means, generator)
     fine = _said(words[:CELLS], cell, generator)
     coarse = _said(words[CELLS:], group, generator)
     half = WIDTH // 2
@@ -73,9 +69,23 @@ def spoken(scene: Scene, width: int, height: int, seed: int = 0) -> Spoken:
     plan = gsfields.plan(
         scene.means, scene.quats, scene.scales, scene.opacities, scene.viewmats[0], K, width, height
     )
+    vocabulary = Vocabulary(dimension=WIDTH, seed=seed)
     phrases = torch.stack([_vector(vocabulary, phrase) for phrase in CANONICAL])
     chosen = torch.randperm(len(words), generator=generator)[:PROMPTS]
     return Spoken(plan, Nested(theta, torch.cat(bases, dim=1)), words[chosen], phrases)
+
+
+def cells_of(means: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(cell, group), int64 [N]: which of CELLS of space each of means [N, 3] is in, and of GROUPS of cells."""
+    centres = means[torch.randperm(len(means), generator=generator)[: CELLS + GROUPS]]
+    cell = torch.cdist(means, centres[:CELLS]).argmin(dim=1)
+    return cell, torch.cdist(centres[:CELLS], centres[CELLS:]).argmin(dim=1)[cell]
+
+
+def word_vectors(count: int, seed: int = 0) -> Tensor:
+    """[count, WIDTH], unit: what as many names mean."""
+    vocabulary = Vocabulary(dimension=WIDTH, seed=seed)
+    return torch.stack([_vector(vocabulary, f"thing {k}") for k in range(count)])
 
 
 def _vector(vocabulary: Vocabulary, name: str) -> Tensor:

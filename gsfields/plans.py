@@ -262,14 +262,32 @@ class Plan:
             raise ValueError(
                 f"mask has dtype {mask.dtype} and shape {list(mask.shape)}, but must be bool [N={self.depths.shape[1]}]"
             )
-        kept = mask[self.ids]
-        before = F.pad(kept.cumsum(0), (1, 0))  # of each pair, how many are kept
         part = Plan(
             (self.means2d, self.depths, self.conics, self.opacities, self.radii * mask.unsqueeze(-1)),
-            self.width, self.height, batched=self.batched, lists=(self.ids[kept], before[self.tile_offsets]),
+            self.width, self.height, batched=self.batched, lists=self._lists_of(mask),
         )  # fmt: skip
         part._absgrad_sink = self._absgrad_sink
         return part
+
+    def narrowed(self, pixels: Tensor) -> tuple[Plan, Tensor]:
+        """A plan of no more than the M Gaussians that some pixels blend, and which of the N these are, int64 [M].
+
+        What depends on these pixels alone is the same to the bit, from values [M, C], and so is cheaper where there are
+        many channels and few pixels. Gradients reach the same geometry, but absgrad is not collected.
+
+        Args:
+            pixels: as in blend().
+        """
+        with torch.no_grad():
+            mask = self.lift(self.depths.new_ones(*pixels.shape[:-1], 1), pixels=pixels).total > 0
+            ids, offsets = self._lists_of(mask)
+            shown = mask.nonzero()[:, 0]
+            rank = torch.zeros(len(mask), dtype=torch.int32, device=mask.device)
+            rank[shown] = torch.arange(len(shown), dtype=torch.int32, device=mask.device)
+            lists = rank[ids], offsets
+        everything = (self.means2d, self.depths, self.conics, self.opacities, self.radii)
+        projected = tuple(of.index_select(1, shown) for of in everything)
+        return Plan(projected, self.width, self.height, batched=self.batched, lists=lists), shown
 
     def isolated(self, ids: Tensor, num_layers: int) -> list[Plan]:
         """A plan for each layer alone, with its own transmittance; ids [N] as `layers` of blend()."""
@@ -277,6 +295,12 @@ class Plan:
         return [self.only(ids == layer) for layer in range(num_layers)]
 
     # ---- steps ------------------------------------------------------------------------------------------------
+
+    def _lists_of(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """ids and tile_offsets without the Gaussians that are not in a mask [N]."""
+        kept = mask[self.ids]
+        before = F.pad(kept.cumsum(0), (1, 0))  # of each pair, how many are kept
+        return self.ids[kept], before[self.tile_offsets]
 
     def _walk(
         self, together: Sequence[outputs.Output], sampled: SampledPixels | None, precision: Precision

@@ -109,6 +109,10 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = 
     "Plan.lift": (lambda **given: single_plan().lift(**given), plan_lift_arguments),
     "Plan.blend_project": (lambda **given: single_plan().blend_project(**given), blend_project_arguments),
     "Plan.only": (lambda **given: single_plan().only(**given), lambda: {"mask": torch.ones(N) > 0}),
+    "Plan.narrowed": (
+        lambda **given: single_plan().narrowed(**given),
+        lambda: {"pixels": torch.zeros(2, 2, dtype=torch.int64)},
+    ),
     "Plan.isolated": (
         lambda **given: single_plan().isolated(**given),
         lambda: {"ids": torch.arange(N) % 2, "num_layers": 2},
@@ -234,6 +238,7 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("Plan.blend_project", "order", "cheapest", "order is 'cheapest'"),
     ("Plan.only", "mask", fewer, "mask has"),
     ("Plan.only", "mask", integer, "mask has"),
+    ("Plan.narrowed", "pixels", lambda t: t[None], "pixels has shape"),
     ("Plan.isolated", "ids", fewer, "ids of layers have shape"),
     # dtypes
     *[("project", name, integer, f"{name} has dtype") for name in ("means", "quats", "viewmats")],

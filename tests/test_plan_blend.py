@@ -221,6 +221,37 @@ def test_a_part_of_a_plan_is_a_plan_of_that_part(scene):
         assert_relative(getattr(ours, name).grad, getattr(theirs, name).grad, 1e-10, name)
 
 
+@pytest.mark.usefixtures("kernels")
+def test_a_plan_narrowed_to_pixels_shows_the_same_there(scene):
+    """To the bit, of no Gaussian more than the pixels blend; so do the gradients."""
+    ours, theirs = (scene.requires_grad_(*Scene.GEOMETRY) for _ in range(2))
+    values = [uniform(generator(0), 0, 1, N, 40).requires_grad_() for _ in range(2)]
+    few = sampled(scene, 9)
+    narrow, shown = built(ours).narrowed(few)
+    whole = built(theirs)
+    assert_bitwise(
+        shown, (whole.lift(torch.ones(*few.shape[:-1], 1).double(), pixels=few).total > 0).nonzero()[:, 0]
+    )
+    assert 0 < len(shown) < N and narrow.depths.shape[1] == len(shown)
+    images = [narrow.blend(values[0][shown], pixels=few), whole.blend(values[1], pixels=few)]
+    assert_bitwise(*images)
+    cotangent = normal(generator(1), *images[0].shape)
+    for image in images:
+        image.backward(cotangent)
+    assert_relative(values[0].grad, values[1].grad, TOLERANCE)
+    for name in Scene.GEOMETRY:
+        assert_relative(getattr(ours, name).grad, getattr(theirs, name).grad, 1e-10, name)
+
+
+def test_a_plan_narrowed_to_nothing():
+    plan = built(random_scene(N, W, H, seed=1))
+    narrow, shown = plan.only(torch.zeros(N, dtype=torch.bool)).narrowed(
+        torch.tensor([[3, 4], [W - 1, H - 1]])
+    )
+    assert len(shown) == 0 and narrow.depths.shape == (1, 0)
+    assert not narrow.blend(torch.rand(0, 3).double(), pixels=torch.tensor([[3, 4]])).any()
+
+
 def test_isolated_layers_have_their_own_transmittance(scene):
     plan = built(scene)
     ids = torch.randint(-1, 3, (N,), generator=generator(4))

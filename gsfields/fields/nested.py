@@ -228,11 +228,17 @@ class Triplane(nn.Module):
         """[M, C] of the points `rows` (int64 [M]), all N by default. Gradients of the table are sparse."""
         texels = self.texels if rows is None else self.texels.index_select(0, rows)
         weights = self.weights if rows is None else self.weights.index_select(0, rows)
-        touched, inverse = texels.long().unique(return_inverse=True)
+        touched, rank = _distinct(texels, len(self.used))
         some = nn.functional.embedding(touched, self.table, sparse=True)
-        return nn.functional.embedding_bag(
-            inverse, some, per_sample_weights=weights.to(some.dtype), mode="sum"
-        )
+        return nn.functional.embedding_bag(rank, some, per_sample_weights=weights.to(some.dtype), mode="sum")
+
+
+def _distinct(index: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """What unique() finds, without a sort: (those of [0, count) that occur, which of them each of `index` is)."""
+    occurs = torch.zeros(count, dtype=torch.bool, device=index.device)
+    occurs[index.flatten()] = True
+    rank = occurs.cumsum(0, dtype=torch.int32) - 1
+    return occurs.nonzero()[:, 0], rank[index]
 
 
 def _bilinear(at: Tensor, resolution: int) -> tuple[Tensor, Tensor]:

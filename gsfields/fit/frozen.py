@@ -58,9 +58,15 @@ class FrozenViews:
     def view(self, index: int) -> View:
         return self.dataset.views[index]
 
-    def drawn(self, index: int) -> tuple[Plan, Tensor]:
-        """A plan of the M Gaussians that pixels of the view blend, and which of the N they are: int64 [M]."""
+    def drawn(self, index: int, pixels: Tensor | None = None) -> tuple[Plan, Tensor]:
+        """A plan of the M Gaussians that pixels of the view blend, and which of the N they are: int64 [M].
+
+        pixels: [P, 2] (x, y), those that are of interest; all by default.
+        """
         plan, drawn = self._cache.drawn(index)
+        if pixels is not None:
+            plan, some = plan.narrowed(pixels)
+            drawn = drawn[some]
         return plan, drawn if index not in self._rows else self._rows[index][drawn].long()
 
     def blend(self, index: int, values: Tensor, pixels: Tensor | None = None) -> Tensor:

@@ -19,6 +19,8 @@ from gsfields.fit.schedule import ViewOrder
 from gsfields.language_config import NestedConfig
 from gsfields.losses.nested import hierarchical
 
+_TRIES = 4  # pixels that are drawn for each that a step needs, before all are looked at
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -79,7 +81,7 @@ class LanguageTrainer:
 
     def loss(self, lesson: Lesson) -> Tensor:
         """Equation 4.5 of the pixels of a lesson."""
-        plan, rows = self.views.drawn(lesson.view)
+        plan, rows = self.views.drawn(lesson.view, lesson.pixels)
         blended = plan.blend(self.field.values(rows), pixels=lesson.pixels) / lesson.alpha[:, None]
         theta = self.field.embed(blended)
         return hierarchical(
@@ -91,16 +93,9 @@ class LanguageTrainer:
         """Pixels drawn evenly from those that have a segment, and of each pixel one of its segments."""
         teachers = self.labels.of(index)
         alpha = self.views.alpha(index).flatten()
-        taught = teachers.scales.isfinite()
-        if not bool(taught.any()):
+        chosen = self._drawn_pixels(teachers, alpha)
+        if len(chosen) == 0:
             return None
-        usable = ((teachers.covers >= 0) & taught[teachers.covers.clamp_min(0)]).any(dim=0)
-        usable &= alpha > self.config.min_alpha
-        candidates = usable.nonzero()[:, 0]
-        if len(candidates) == 0:
-            return None
-        drawn = torch.randint(len(candidates), (self.config.pixels,), generator=self.generator)
-        chosen = candidates[drawn]
         segment = drawn_segments(teachers, chosen, self.generator)
         width = self.views.view(index).camera.width
         return Lesson(
@@ -110,6 +105,22 @@ class LanguageTrainer:
             self._lengths(teachers.scales[segment]),
             teachers.embeddings[segment],
         )
+
+    def _drawn_pixels(self, teachers: ViewTeachers, alpha: Tensor) -> Tensor:
+        """int64 [P] of those that can be used, evenly; none where none can."""
+        taught = torch.cat((teachers.scales.isfinite(), torch.zeros(1, dtype=torch.bool)))  # [-1]: no segment
+
+        def usable(pixels: Tensor | slice) -> Tensor:
+            return taught[teachers.covers[:, pixels]].any(dim=0) & (alpha[pixels] > self.config.min_alpha)
+
+        count = self.config.pixels
+        few = torch.randint(len(alpha), (_TRIES * count,), generator=self.generator)
+        chosen = few[usable(few)][:count]
+        if len(chosen) == count:
+            return chosen
+        candidates = usable(slice(None)).nonzero()[:, 0]  # a look at all pixels costs more than a small step
+        drawn = torch.randint(max(1, len(candidates)), (count,), generator=self.generator)
+        return candidates[drawn] if len(candidates) else candidates
 
     def _lengths(self, scales: Tensor) -> Tensor:
         return lengths(scales if self.config.nested else torch.zeros_like(scales), self.config.dim)

@@ -22,7 +22,7 @@ class ViewTeachers:
     """The n segments of one view of H x W pixels."""
 
     embeddings: Tensor  # [n, E] unit
-    covers: Tensor  # [L, H W] int64, segments that cover a pixel, on levels; -1 where there are none
+    covers: Tensor  # [L, H W] int32, segments that cover a pixel, on levels; -1 where there are none
     scales: Tensor  # [n] in [0, 1), of the segment among all; nan where nothing of it has a depth
     areas: Tensor  # [n] pixels
 
@@ -77,24 +77,23 @@ class LanguageLabels:
 
     def of(self, index: int) -> ViewTeachers:
         """Of a view in `indices`."""
-        embeddings, covers = self._cache.get(index, lambda: self._read(index))
-        covers = covers.long()
-        areas = torch.bincount(covers[covers >= 0], minlength=len(embeddings))
+        embeddings, covers, areas = self._cache.get(index, lambda: self._read(index))
         return ViewTeachers(embeddings, covers, self.scales_of(self._variances[index]), areas)
 
-    def _read(self, index: int) -> tuple[Tensor, Tensor]:
+    def _read(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(embeddings, covers, areas)"""
         view = self.views.view(index)
         found = self.source.of(view)
         assert found is not None  # its stem is known
-        covers = found.segments.flatten(1)
+        covers = found.segments.flatten(1).int()
         if (mask := view.mask()) is not None:  # beyond the photo of a distorting lens nothing is known
             covers = covers.where(mask.flatten() > 0, -1)
-        return found.embeddings, covers
+        return found.embeddings, covers, torch.bincount(covers[covers >= 0], minlength=len(found.embeddings))
 
     @torch.no_grad()
     def _measured(self, index: int) -> Tensor:
         """[n] variances, in squared units of the world."""
-        embeddings, covers = self._cache.get(index, lambda: self._read(index))
+        embeddings, covers, _ = self._cache.get(index, lambda: self._read(index))
         camera = self.views.view(index).camera
         plan, _ = self.views.drawn(index)
         depth = plan.depth()[..., 0]
