@@ -183,7 +183,7 @@ def geometry(trial: Trial) -> dict[str, Row]:
 
 
 def nested(trial: Trial) -> dict[str, Row]:
-    """Fit nested embeddings, and score composites of them and, if asked, choices among scales."""
+    """Fit nested embeddings, and score what prompts find in them and, if asked, choices among scales."""
     stage, config = Stage(trial), LanguageConfig()
     configuration.apply(config, trial.overrides)
     started = time.process_time()
@@ -204,8 +204,8 @@ def nested(trial: Trial) -> dict[str, Row]:
 
 
 def levels(language: Language, scales: Sequence[float] | None) -> Maps:
-    """Of composites, or of each of some scales."""
-    asked = [language.composite] if scales is None else [language.at(scale) for scale in scales]
+    """Of what the language asks by itself, or of each of some scales."""
+    asked = [language.asked] if scales is None else [language.at(scale) for scale in scales]
 
     def maps(index: int, prompts: list[str]) -> Tensor:
         camera = language.camera_of(index)

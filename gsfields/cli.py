@@ -111,6 +111,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--truth", metavar="DIR", help="panoptic, openvocab: labels, if not with the data")
     sub.add_argument("--scene", help="openvocab: the scene's name, where DIR holds labels of several")
     _add_embeddings(sub)
+    sub.epilog = (
+        "openvocab: --FIELD VALUE sets a field of the section query; gsfields fields language lists them."
+    )
 
     sub = command("fit-instances", fit_instances, "fit objects to the 2D segments of a run's photos")
     _add_run(sub)
@@ -141,6 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--view", help="stem of the photo, or its place (default: the first that was held out)")
     sub.add_argument("--out", metavar="DIR", help="folder of the answers (default: RUN/language/queries)")
     _add_embeddings(sub)
+    sub.epilog = "--FIELD VALUE sets a field of the section query; gsfields fields language lists them."
 
     sub = command(
         "prep",
@@ -209,6 +213,8 @@ def split_overrides(words: list[str], parser: argparse.ArgumentParser) -> tuple[
         "fit-instances": {"--data", "--segments", "--overwrite"},
         "instances": {"--data", "--at"},
         "fit-language": {"--data", "--features", "--overwrite"},
+        "eval": {"--data", "--truth", "--scene", "--embeddings"},
+        "query": {"--data", "--view", "--out", "--embeddings"},
     }
     if not words or words[0] not in own:
         return words, []
@@ -297,6 +303,8 @@ def refine(args: argparse.Namespace, overrides: Overrides) -> int:
 def evaluate_run(args: argparse.Namespace, overrides: Overrides) -> int:
     from gsfields.fit import runs
 
+    if overrides and args.protocol != "openvocab":
+        raise ValueError(f"--{overrides[0][0]} is no option of eval {args.protocol}")
     if args.protocol != "images":
         if args.protocol == "udos":
             path, lines = runs.evaluate_masks_of_run(args.run, data=args.data)
@@ -304,8 +312,9 @@ def evaluate_run(args: argparse.Namespace, overrides: Overrides) -> int:
             from gsfields.fit.language_files import evaluate_openvocab
 
             path, lines = evaluate_openvocab(
-                args.run, data=args.data, truth=args.truth, scene=args.scene, embeddings=args.embeddings
-            )
+                args.run, data=args.data, truth=args.truth, scene=args.scene, embeddings=args.embeddings,
+                overrides=overrides,
+            )  # fmt: skip
         else:
             from gsfields.fit.instance_runs import evaluate_panoptic
 
@@ -417,8 +426,9 @@ def query(args: argparse.Namespace, overrides: Overrides) -> int:
     from gsfields.fit import language_files
 
     report = language_files.query(
-        args.run, args.prompts, view=args.view, data=args.data, embeddings=args.embeddings, out=args.out
-    )
+        args.run, args.prompts, view=args.view, data=args.data, embeddings=args.embeddings, out=args.out,
+        overrides=overrides,
+    )  # fmt: skip
     print(report)
     return 0
 

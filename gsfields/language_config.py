@@ -46,14 +46,22 @@ class NestedConfig:
 class QueryConfig:
     """How embeddings answer."""
 
-    temperature: float = described(
-        1.0, "of the weights of scales in the composite embedding (paper: 1)", low=1e-6
+    scales: Literal["prompt", "composite"] = described(
+        "prompt",
+        "who weighs the scales of an embedding: each prompt, by how well it is met at them; or canonical phrases, once "
+        "for all prompts (the composite embedding of the paper)",
     )
+    choice: float = described(
+        0.02, "prompt: of its weights of scales; the smaller, the fewer scales speak", low=1e-6
+    )
+    temperature: float = described(1.0, "composite: of its weights of scales (paper: 1)", low=1e-6)
     heed: float = described(
         0.5, "how much weights of scales follow what segments said of a Gaussian (paper: 0)", low=0, high=1
     )
-    step: int = described(1, "the composite weighs every so many lengths", low=1)
-    tolerance: float = described(1e-3, "of relevancy: the error that projected queries may make", low=1e-6)
+    step: int = described(1, "composite: weighs every so many lengths", low=1)
+    tolerance: float = described(
+        1e-3, "composite: the error of relevancy that projected queries may make", low=1e-6
+    )
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from gsfields.data.motion_masks import write_mask
 from gsfields.data.openvocab_labels import OpenVocabLabels, open_labels, view_of
 from gsfields.evaluate import openvocab
 from gsfields.evaluate.openvocab import AssignmentScores, OpenVocabScores, Protocol
+from gsfields.fields.prompt_scales import PromptScales
 from gsfields.files import to_json, written_whole
 from gsfields.fit.language_runs import FOLDER, Language
 from gsfields.fit.querying import Askable
@@ -35,6 +36,7 @@ class Found:
     relevancy: float  # there
     pixels: int  # of the mask
     gaussians: int  # that are selected
+    scale: float | None  # that the prompt means, in [0, 1); None where it is not asked
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,15 @@ class QueryReport:
     def __str__(self) -> str:
         wide = max(len("prompt"), *(len(f.prompt) for f in self.found))
         lines = [
-            f"{'prompt':<{wide}}  relevancy  at (x, y)     pixels  Gaussians",
+            f"{'prompt':<{wide}}  relevancy  at (x, y)     pixels  Gaussians  scale",
             *(
-                f"{f.prompt:<{wide}}  {f.relevancy:9.3f}  {f'({f.x}, {f.y})':<12}  {f.pixels:6d}  {f.gaussians:9d}"
+                f"{f.prompt:<{wide}}  {f.relevancy:9.3f}  {f'({f.x}, {f.y})':<12}  {f.pixels:6d}  {f.gaussians:9d}  "
+                + ("    -" if f.scale is None else f"{f.scale:5.2f}")
                 for f in self.found
             ),
             f"view {self.view}: {self.opened:.2f} s to begin, {1e3 * self.first:.0f} ms for what all prompts share, "
-            f"{1e3 * self.further / len(self.found):.1f} ms a prompt; relevancy to {self.bound:.0e}",
+            f"{1e3 * self.further / len(self.found):.1f} ms a prompt; relevancy "
+            + (f"to {self.bound:.0e}" if self.bound else "exact"),
             f"files: {self.folder}",
         ]
         return "\n".join(lines)
@@ -73,12 +77,14 @@ def query(
     data: str | None = None,
     embeddings: str | Path | None = None,
     out: str | Path | None = None,
+    overrides: Iterable[tuple[str, str | None]] = (),
 ) -> QueryReport:
     """Ask a view of a run for prompts and write what it answers into a folder, whole or not at all.
 
     The folder (RUN/language/queries by default) holds, for the prompt number k from 1 on, relevancy/<k>.png (16 bits,
     65535 = 1), masks/<k>.png, of all prompts gaussians.npy (float32 [N, Q], relevancy of each Gaussian), queries.json
-    and sheet.png: the photo, relevancy and mask of each prompt. An earlier answer there is replaced.
+    and sheet.png: the photo, relevancy and mask of each prompt. An earlier answer there is replaced. overrides: of the
+    section query of the configuration.
 
     Raises ValueError for bad arguments, FileNotFoundError where something is missing.
     """
@@ -86,9 +92,9 @@ def query(
     if not prompts:
         raise ValueError("prompts are empty, but there must be at least one")
     started = time.monotonic()
-    language = Language.open(run, data=data, embeddings=embeddings)
+    language = Language.open(run, data=data, embeddings=embeddings, overrides=overrides)
     index = language.index_of(view)
-    texts, _ = language.texts.of(prompts), language.composite
+    texts, scales = language.texts.of(prompts), language.scales_of(prompts)
     opened = time.monotonic() - started
     queries = language.view(index)
     first = time.monotonic() - started - opened
@@ -106,14 +112,12 @@ def query(
         found.append(
             Found(
                 prompt, x, y, float(relevancy[y, x, k]), int(masks[k].sum()),
-                int(selected(of_gaussians[:, k], protocol).sum()),
+                int(selected(of_gaussians[:, k], protocol).sum()), scales[k],
             )
         )  # fmt: skip
     folder = Path(out) if out is not None else Path(run) / FOLDER / "queries"
     stem = language.dataset.views[index].stem
-    report = QueryReport(
-        stem, folder, tuple(found), opened, first, further, answer.bound, tuple(queries.channels)
-    )
+    report = QueryReport(stem, folder, tuple(found), opened, first, further, answer.bound, queries.channels)
     photo = _photo(language, index, relevancy.shape[:2])
     _write(folder, report, photo, relevancy, masks, of_gaussians)
     return report
@@ -173,16 +177,18 @@ def evaluate_openvocab(
     truth: str | Path | None = None,
     scene: str | None = None,
     embeddings: str | Path | None = None,
+    overrides: Iterable[tuple[str, str | None]] = (),
 ) -> tuple[Path, str]:
-    """Score RUN/language on labelled views: IoU and localisation by LangSplat's pipeline on the one map of composite
-    embeddings, and for layouts of 3D-OVS also by its assignment of each pixel to one prompt.
+    """Score RUN/language on labelled views: IoU and localisation by LangSplat's pipeline on the one map of each prompt,
+    and for layouts of 3D-OVS also by its assignment of each pixel to one prompt.
 
     truth: what gsfields.data.openvocab_labels.open_labels takes, and the name of the scene there; default: the run's
-    data. Labelled views may be training views, as LERF-OVS has them. Returns RUN/openvocab.json and a table.
+    data. Labelled views may be training views, as LERF-OVS has them. overrides: of the section query of the
+    configuration. Returns RUN/openvocab.json and a table.
 
     Raises ValueError where no labelled view is in the data, or prompts have no embeddings.
     """
-    language = Language.open(run, data=data, embeddings=embeddings)
+    language = Language.open(run, data=data, embeddings=embeddings, overrides=overrides)
     labels = open_labels(truth if truth is not None else language.checkpoint.config.data.path, scene)
     scores, assigned = scored(language, labels)
     content: dict[str, Any] = {"labels": labels.protocol, "views": len({row.frame for row in scores.rows})}
@@ -205,7 +211,7 @@ def scored(
 ) -> tuple[OpenVocabScores, AssignmentScores | None]:
     """Scores of a run's language on labels.
 
-    scales: those among which each prompt chooses the best in each view, as levels; default: composite embeddings.
+    scales: those among which each prompt chooses the best in each view, as levels; default: Language.asked, one map.
     """
     views = language.dataset.views
     placed = {stem: view_of(stem, [view.stem for view in views]) for stem in labels.stems}
@@ -214,7 +220,7 @@ def scored(
         raise ValueError(
             f"none of the {len(placed)} labelled views of {labels.root} is in the data of the run"
         )
-    asked = [language.composite] if scales is None else [language.at(scale) for scale in scales]
+    asked = [language.asked] if scales is None else [language.at(scale) for scale in scales]
     scores: OpenVocabScores | None = None
     assigned = AssignmentScores() if labels.protocol == "3d-ovs" and scales is None else None
     for stem, index in chosen.items():
@@ -236,7 +242,11 @@ def scored(
 
 @torch.no_grad()
 def relevancy_maps(
-    language: Language, index: int, asked: Sequence[Askable], prompts: Sequence[str], shape: tuple[int, int]
+    language: Language,
+    index: int,
+    asked: Sequence[Askable | PromptScales],
+    prompts: Sequence[str],
+    shape: tuple[int, int],
 ) -> Tensor:
     """[L, H, W, Q] in (0, 1), of a view on a grid of its photo, one level for each of `asked`; 0 where nothing is."""
     texts = language.texts.of(prompts)

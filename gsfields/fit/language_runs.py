@@ -6,9 +6,10 @@ Gaussians), config.yaml, and queries/, what was asked last.
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,17 +27,18 @@ from gsfields.data.lens import distort
 from gsfields.fields import nested as nesting
 from gsfields.fields import relevancy as relevance
 from gsfields.fields.nested import Nested
+from gsfields.fields.prompt_scales import PromptScales
 from gsfields.fields.query_basis import QueryBasis
 from gsfields.files import written_whole
 from gsfields.fit.checkpoint import Checkpoint, list_checkpoints
 from gsfields.fit.frozen import FrozenViews
 from gsfields.fit.language import fitted
 from gsfields.fit.language_labels import LanguageLabels
-from gsfields.fit.querying import Answer, Askable, ViewQueries
+from gsfields.fit.querying import Answer, Askable, PromptQueries, ViewQueries
 from gsfields.fit.runs import opened
 from gsfields.fit.showing import photo_camera, render_view
 from gsfields.fit.texts import Texts, find_texts
-from gsfields.language_config import LanguageConfig
+from gsfields.language_config import LanguageConfig, QueryConfig
 from gsfields.layers import LayeredRendering
 
 FOLDER = "language"
@@ -134,16 +136,23 @@ class Language:
 
     @classmethod
     def open(
-        cls, run: str | Path, *, data: str | None = None, embeddings: str | Path | None = None
+        cls,
+        run: str | Path,
+        *,
+        data: str | None = None,
+        embeddings: str | Path | None = None,
+        overrides: Iterable[tuple[str, str | None]] = (),
     ) -> Language:
         """The language of a run.
 
+        overrides: of the section query, which need no new fit; ValueError for others.
         embeddings: an npz of prompts and their embeddings (see data.language_features.TextEmbeddings); default:
         text_embeddings.npz with the features or the data, or else the CLIP that the features were made with.
         """
         root = Path(run) / FOLDER
         nested, origin = load_nested(root / _NESTED)
         config = configuration.from_dict(yaml.safe_load((root / _CONFIG).read_text()), LanguageConfig)
+        _apply(config, overrides)
         checkpoint, dataset = opened(root, data)
         nearby = [root, origin, origin.parent, Path(checkpoint.config.data.path)]
         return cls(checkpoint, dataset, nested, find_texts(embeddings, nearby, origin, nested.width), config)
@@ -152,6 +161,17 @@ class Language:
     def phrases(self) -> Tensor:
         """[K, E] canonical phrases that relevancy compares with."""
         return self.texts.of(relevance.CANONICAL)
+
+    @cached_property
+    def asked(self) -> Askable | PromptScales:
+        """What prompts are asked of, as query.scales has it."""
+        return self.by_prompt if self.config.query.scales == "prompt" else self.composite
+
+    @cached_property
+    def by_prompt(self) -> PromptScales:
+        """The embeddings of all scales, which each prompt weighs by itself."""
+        query = self.config.query
+        return PromptScales(self.nested, self.phrases, query.choice, query.heed)
 
     @cached_property
     def composite(self) -> Askable:
@@ -185,8 +205,8 @@ class Language:
         )
 
     @torch.no_grad()
-    def view(self, index: int, asked: Askable | None = None) -> ViewQueries:
-        """Queries of a view on the grid of its photo, before the lens's distortion; of the composite by default."""
+    def view(self, index: int, asked: Askable | PromptScales | None = None) -> ViewQueries | PromptQueries:
+        """Queries of a view on the grid of its photo, before the lens's distortion; by default as `asked` has it."""
         return self.through(self.camera_of(index), self.dataset.times().tolist()[index], asked)
 
     def camera_of(self, index: int) -> Camera:
@@ -194,12 +214,17 @@ class Language:
         return photo_camera(self.dataset.views[index])
 
     @torch.no_grad()
-    def through(self, camera: Camera, time: float = 0.0, asked: Askable | None = None) -> ViewQueries:
+    def through(
+        self, camera: Camera, time: float = 0.0, asked: Askable | PromptScales | None = None
+    ) -> ViewQueries | PromptQueries:
         """Queries of what a camera sees."""
-        asked = self.composite if asked is None else asked
+        asked = self.asked if asked is None else asked
         rendering = render_view(self.checkpoint.scene, camera, self.checkpoint.config, time)
-        if isinstance(rendering, LayeredRendering):
-            asked = asked.rows(rendering.index)
+        rows = rendering.index if isinstance(rendering, LayeredRendering) else None
+        if isinstance(asked, PromptScales):
+            return PromptQueries(rendering.plan, asked, rows)
+        if rows is not None:
+            asked = asked.rows(rows)
         return ViewQueries(rendering.plan, asked, tolerance=self.config.query.tolerance)
 
     def ask(self, view: str | int | None, prompts: Sequence[str]) -> Answer:
@@ -219,11 +244,34 @@ class Language:
 
     @torch.no_grad()
     def of_gaussians(self, prompts: Sequence[str]) -> Tensor:
-        """[N, Q] in (0, 1): relevancy of each Gaussian's own composite embedding."""
-        basis = self.composite.basis
-        both = torch.cat((self.texts.of(prompts), self.phrases))
-        lengths = basis.rest(0).clamp_min(1e-12)
-        return relevance.from_products(basis.products(both) / lengths[:, None], len(prompts))
+        """[N, Q] in (0, 1): relevancy of each Gaussian by itself."""
+        asked, texts = self.asked, self.texts.of(prompts)
+        if isinstance(asked, PromptScales):
+            return torch.sigmoid(relevance.TEMPERATURE * asked.margins(texts))
+        lengths = asked.basis.rest(0).clamp_min(1e-12)
+        products = asked.basis.products(torch.cat((texts, self.phrases)))
+        return relevance.from_products(products / lengths[:, None], len(prompts))
+
+    @torch.no_grad()
+    def scales_of(self, prompts: Sequence[str]) -> list[float | None]:
+        """The scale in [0, 1) that each prompt means, 0 for the smallest segments: the mean of those it weighs.
+        None for composites, of which it is not asked.
+        """
+        if not isinstance(self.asked, PromptScales):
+            return [None] * len(prompts)
+        weights = self.asked.weights(self.texts.of(prompts))
+        return [float(scale) for scale in weights @ self.asked.scales]
+
+
+def _apply(config: LanguageConfig, overrides: Iterable[tuple[str, str | None]]) -> None:
+    overrides = list(overrides)
+    own = {name for f in dataclasses.fields(QueryConfig) for name in (f.name, f"query.{f.name}")}
+    for name, _ in overrides:
+        if name.replace("-", "_") not in own:
+            raise ValueError(
+                f"{name} is no field of section query, and only these can be changed without a new fit"
+            )
+    configuration.apply(config, overrides)
 
 
 def _forget(root: Path) -> None:

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from gsfields.fields.prompt_scales import PromptScales
 from gsfields.fields.query_basis import QueryBasis, doubt_allowed, error_of
 from gsfields.fields.relevancy import TEMPERATURE, relevancy
 from gsfields.plans import Plan
@@ -84,7 +85,8 @@ class ViewQueries:
         self.best = image[..., first + 1 :].amax(dim=-1)  # [H, W] max_k φ·c_k
         lengths = torch.linalg.vector_norm(image[..., :first], dim=-1).flatten()
         rest = image[..., first].flatten()
-        self.channels = [(first, rest.numel())]  # (directions, pixels for which so many were blended)
+        # (directions, pixels for which so many were blended)
+        self.channels: tuple[tuple[int, int], ...] = ((first, rest.numel()),)
         limit = doubt_allowed(tolerance)
         while first < rank and len(unsure := (rest > limit * lengths).nonzero()[:, 0]):
             more = min(rank, _MORE * first)
@@ -94,7 +96,7 @@ class ViewQueries:
             lengths[unsure] = torch.hypot(lengths[unsure], torch.linalg.vector_norm(added[:, :-1], dim=1))
             rest[unsure] = added[:, -1]
             first = more
-            self.channels.append((first, len(unsure)))
+            self.channels += ((first, len(unsure)),)
         self.length = lengths.view(plan.height, plan.width)
         doubt = torch.where(lengths > _TINY, rest / lengths.clamp_min(_TINY), 0.0)
         self.bound = float(error_of(doubt.max())) if doubt.numel() else 0.0
@@ -113,6 +115,28 @@ class ViewQueries:
         margins -= self.best[..., None]
         margins *= (TEMPERATURE / self.length.clamp_min(_TINY))[..., None]
         return Answer(margins.sigmoid_(), self.alpha, self.bound)
+
+
+class PromptQueries:
+    """Queries of one view by prompts that weigh scales: a text costs a blend of one channel, and nothing is shared."""
+
+    channels: tuple[tuple[int, int], ...] = ()  # as ViewQueries has them
+    bound = 0.0
+
+    def __init__(self, plan: Plan, asked: PromptScales, rows: Tensor | None = None) -> None:
+        """plan: of one view; rows: which of the N Gaussians it is of, all by default."""
+        self.plan, self.asked, self.rows = plan, asked, rows
+
+    @torch.no_grad()
+    def ask(self, texts: Tensor) -> Answer:
+        """Of texts [Q, E], of any length; see fields.prompt_scales."""
+        margins = self.asked.margins(texts)
+        if self.rows is not None:
+            margins = margins[self.rows]
+        both = self.plan.blend(torch.cat((margins, torch.ones_like(margins[:, :1])), dim=1))
+        alpha = both[..., -1]  # of the same walk
+        means = both[..., :-1] * (TEMPERATURE / alpha.clamp_min(_TINY))[..., None]
+        return Answer(means.sigmoid_(), alpha, self.bound)
 
 
 def _unit(vectors: Tensor) -> Tensor:

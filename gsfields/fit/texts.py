@@ -26,6 +26,7 @@ class Texts:
     file: TextEmbeddings | None = None
     settings: dict[str, Any] = field(default_factory=dict)  # of the features; names the model
     _model: Any = None
+    _heard: dict[str, Tensor] = field(default_factory=dict)  # what the model has said
 
     def known(self, prompts: Sequence[str]) -> list[str]:
         """Those that `of` can answer; all, where there is a model."""
@@ -45,8 +46,9 @@ class Texts:
         found: dict[str, Tensor] = {}
         if there and self.file is not None:
             found |= dict(zip(there, self.file.of(there)))
-        if others:
-            found |= dict(zip(others, self._encoded(others)))
+        if new := [prompt for prompt in dict.fromkeys(others) if prompt not in self._heard]:
+            self._heard |= dict(zip(new, self._encoded(new)))
+        found |= {prompt: self._heard[prompt] for prompt in others}
         return torch.stack([found[prompt] for prompt in prompts])
 
     def _encoded(self, prompts: list[str]) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import language, language_queries, language_trial
 from benchmarks.baselines import langsplat
-from benchmarks.language import CEILING, EXPLICIT, FLAT, LANGSPLAT, ORACLE, OURS
+from benchmarks.language import CEILING, COMPOSITE, EXPLICIT, FLAT, LANGSPLAT, ORACLE, OURS
 from gsfields.data.nested_texts import Vocabulary
 from gsfields.fit.frozen import FrozenViews
 from gsfields.fit.querying import asked_plainly
@@ -62,11 +62,13 @@ def results(folder, study):
 
 def test_a_study_writes_its_rows(folder):
     rows, text = results(folder, "accuracy")
-    titles = [t.format("lifted") for t in (OURS, EXPLICIT, ORACLE, FLAT)]
+    titles = [t.format("lifted") for t in (OURS, EXPLICIT, ORACLE, FLAT, COMPOSITE)]
     assert set(rows) == {f"1/{t}" for t in (*titles, LANGSPLAT, CEILING, language.GEOMETRY)}
     ours, oracle = rows[f"1/{titles[0]}"], rows[f"1/{titles[2]}"]
     assert set(ours["miou"]) == {"all", "simple", "compound", "partitive"} == set(ours["localisation"])
-    assert f"| {titles[0]} | {ours['miou']['all']:.1f} | " in text and "## Targets, lifted" in text
+    assert f"| {titles[0]} | {ours['miou']['all']:.1f} | " in text
+    assert all(f"## Targets: {title.format('lifted')}" in text for title in (OURS, COMPOSITE))
+    assert ours["miou"] != rows[f"1/{titles[4]}"]["miou"]
     assert rows[f"1/{CEILING}"]["miou"]["all"] > ours["miou"]["all"] > 15
     for kind in ours["miou"]:  # the truth chooses at least as well as the map
         assert oracle["miou"][kind] >= rows[f"1/{titles[1]}"]["miou"][kind]
@@ -113,7 +115,7 @@ def test_targets_are_met_or_missed_by_the_right_amount():
     for seed, gain in ((0, 2.0), (1, 5.0)):
         rows[f"{seed}/{OURS.format('lifted')}"] = row(40 + gain, 84 + seed)
         rows[f"{seed}/{LANGSPLAT}"] = rows[f"{seed}/{FLAT.format('lifted')}"] = row(40.0, 0)
-    text = language.targets_table(rows, "lifted")
+    text = language.targets_table(rows, "lifted", OURS)
     lines = {line.split("|")[1].strip(): line for line in text.splitlines()[2:]}
     assert "3.50: met by 0.50" in lines["mIoU above three levels, after LangSplat"]
     assert "3.50: missed by 0.50" in lines["mIoU the same, compound prompts"]

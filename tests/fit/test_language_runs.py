@@ -43,9 +43,10 @@ def spoken(tmp_path_factory):
     return run, data
 
 
-def test_prompts_are_found_where_they_are(spoken):
+@pytest.mark.parametrize("scales", ["prompt", "composite"])
+def test_prompts_are_found_where_they_are(spoken, tmp_path, scales):
     run, _ = spoken
-    report = query(run, PROMPTS)
+    report = query(run, PROMPTS, out=tmp_path / "out", overrides=[("scales", scales)])
     index = Language.open(run).index_of(None)
     assert report.view == ROOM.stem(index) and index in TEST
     ids = ROOM.photo(index)[1]
@@ -54,6 +55,11 @@ def test_prompts_are_found_where_they_are(spoken):
         assert here == number if found.prompt != "toys" else here > 0
         assert found.relevancy > 0.9 and 30 <= found.gaussians <= (150 if found.prompt == "toys" else 45)
     assert report.bound <= 1.001e-3
+    if scales == "prompt":  # and how large they are
+        red, green, blue, toys = (found.scale for found in report.found)
+        assert max(red, green, blue) < toys < 1 and report.bound == 0 and "exact" in str(report)
+    else:
+        assert {found.scale for found in report.found} == {None} and report.channels
     assert all(found.prompt in str(report) for found in report.found)
 
 
@@ -83,7 +89,7 @@ def test_answers_are_files(spoken, tmp_path):
 def test_what_is_shown_is_relevancy_of_what_is_blended(spoken):
     """With all numbers of the composite embeddings of every pixel, and the phrases that are there."""
     run, _ = spoken
-    language = Language.open(run)
+    language = Language.open(run, overrides=[("query.scales", "composite")])
     answer = language.ask(ROOM.stem(0), PROMPTS)
     basis = language.composite.basis
     plan = language.view(0).plan
@@ -180,7 +186,10 @@ def test_others_are_asked_of_the_model_of_the_features(spoken, tmp_path, monkeyp
     monkeypatch.setattr(gsfields.priors.clip, "load_clip", lambda *names: asked.append(names) or Model())
     crimson, red = query(run, ["crimson", "red"]).found
     assert (crimson.x, crimson.y) == (red.x, red.y)
+    assert asked == [("tiny", "weights"), "crimson"]
+    query(run, ["crimson"], overrides=[("scales", "composite")])
     # of the phrases that weigh scales, too, those that the file lacks
+    del asked[:2]
     assert asked[0] == ("tiny", "weights") and set(asked[1:]) == {"crimson", "thing", "part"}
     monkeypatch.setattr(Model, "dim", 13)
     with pytest.raises(ValueError, match="of tiny have 13 numbers, but those of the run 12"):
@@ -193,8 +202,9 @@ def test_layered_scenes_and_lenses(tmp_path):
     data = with_words(lens, lens.write(tmp_path / "data"))
     run = lens.run(tmp_path / "run", data, layered_room(lens))
     fit(run)
-    for found, number in zip(query(run, PROMPTS[:3]).found, (1, 2, 3)):
-        assert int(lens.photo(TEST[0])[1][found.y, found.x]) == number
+    for scales in ("prompt", "composite"):
+        for found, number in zip(query(run, PROMPTS[:3], overrides=[("scales", scales)]).found, (1, 2, 3)):
+            assert int(lens.photo(TEST[0])[1][found.y, found.x]) == number
     assert json.loads(evaluate_openvocab(run)[0].read_text())["langsplat"]["localisation"] >= 0.75
 
 
@@ -260,6 +270,16 @@ def test_command_line(spoken, tmp_path, capsys):
     assert cli.main(["eval", "openvocab", str(run)]) == 0
     assert "openvocab.json" in capsys.readouterr().out
     assert cli.main(["fields", "language"]) == 0 and "--tolerance" in capsys.readouterr().out
+    composite = ["query", str(run), "red", "--scales", "composite", "--tolerance=0.01"]
+    assert cli.main(composite) == 0 and "    -\n" in capsys.readouterr().out
+    assert cli.main(["eval", "openvocab", str(run), "--heed", "0"]) == 0
+    capsys.readouterr()
+    for words, complaint in (
+        (["query", str(run), "red", "--dim", "8"], "dim is no field of section query"),
+        (["eval", "panoptic", str(run), "--heed", "0"], "--heed is no option of eval panoptic"),
+        (["query", str(run), "red", "--scales", "mine"], "scales"),
+    ):
+        assert cli.main(words) == 2 and complaint in capsys.readouterr().err
     assert cli.main(["query", str(run), "yellow"]) == 2
     assert "no embedding of the prompt 'yellow'" in capsys.readouterr().err
     assert cli.main(["fit-language", str(run), "--dim", "0", "--overwrite"]) == 2
