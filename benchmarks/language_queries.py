@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -27,10 +28,11 @@ from gsfields.bench.clock import Effort, Task, Timing, interleaved
 from gsfields.bench.scene import Scene
 from gsfields.data.nested_texts import Vocabulary
 from gsfields.fields.nested import CANONICAL, Nested
+from gsfields.fields.prompt_scales import PromptScales
 from gsfields.fields.query_basis import QueryBasis
 from gsfields.fields.relevancy import from_products, relevancy
 from gsfields.files import to_json
-from gsfields.fit.querying import Askable, ViewQueries, asked_plainly
+from gsfields.fit.querying import Askable, PromptQueries, ViewQueries, asked_plainly
 from gsfields.plans import Plan
 
 RESULTS = Path(__file__).parent / "results" / "language"
@@ -142,12 +144,18 @@ def ways(s: Spoken, tolerance: float) -> tuple[dict[str, Callable[[], Tensor]], 
         best = max(maps, key=lambda level: float(level.max()))
         return best.view(s.plan.height, s.plan.width, 1)
 
+    by_prompt = PromptScales(s.nested, s.phrases)
+    by_prompt.margins(one)  # what does not depend on a prompt
+    turn = cycle((s.texts, s.texts.flip(0)))  # what was asked last is known
+    weighing = PromptQueries(s.plan, by_prompt)
     return {
         "ours: what all prompts of a view share": lambda: (
             ViewQueries(s.plan, asked, tolerance=tolerance).length
         ),
         "ours: each prompt": lambda: opened.ask(one).relevancy,
         "ours: ten prompts together": lambda: opened.ask(s.texts).relevancy,
+        "scales weighed by the prompt: each prompt": lambda: weighing.ask(next(turn)[:1]).relevancy,
+        "scales weighed by the prompt: ten prompts together": lambda: weighing.ask(next(turn)).relevancy,
         "the paper's way: a prompt": lambda: relevancy(s.plan.blend(whole), one, s.phrases),
         "the same, blended and normalised once: each further prompt": lambda: from_products(
             blended @ both[[0, *range(PROMPTS, len(both))]].T, 1
@@ -169,13 +177,17 @@ def agreement(s: Spoken, asked: Askable, tolerance: float) -> dict[str, float]:
 
 def report(times: dict[str, Timing], found: dict[str, float], about: str) -> str:
     """Markdown."""
-    first, each, together, paper, further, scales, levels = (t.median for t in times.values())
+    first, each, together, own, own_together, paper, further, scales, levels = (
+        t.median for t in times.values()
+    )
     ours = first + PROMPTS * each
     once = paper + (PROMPTS - 1) * further
     lines = [[name, ms(t.median)] for name, t in times.items()]
     totals = [
         ["ours, one after the other", ms(ours), "1.0"],
         ["ours, all at once", ms(first + together), f"{(first + together) / ours:.2f}"],
+        ["scales weighed by the prompt", ms(PROMPTS * own), f"{PROMPTS * own / ours:.2f}"],
+        ["the same, all at once", ms(own_together), f"{own_together / ours:.2f}"],
         ["the paper's way", ms(PROMPTS * paper), f"{PROMPTS * paper / ours:.1f}"],
         ["the paper's way, blended once", ms(once), f"{once / ours:.1f}"],
         ["30 scales, as LERF", ms(PROMPTS * SCALES * scales), f"{PROMPTS * SCALES * scales / ours:.0f}"],
@@ -194,8 +206,8 @@ def report(times: dict[str, Timing], found: dict[str, float], about: str) -> str
             f"that of the whole embeddings by {found['error']:.1e} at most; it says {found['bound']:.1e}. Of "
             f"{found['rank']:.0f} directions a pixel took {found['directions_a_pixel']:.0f}. Each way is charged for "
             "its blends; the plan, and the composite embeddings of the Gaussians, are there before. The decoder's "
-            "weights are random: its time is what counts. Each way may share its blends between prompts, as the fifth "
-            "line does.",
+            "weights are random: its time is what counts. Each way may share its blends between prompts, as the "
+            "seventh line does. Where prompts weigh the scales answers are others, and nothing is left out of them.",
         ]
     )
 

@@ -119,6 +119,11 @@ def test_nothing_is_asked_or_there():
     assert asked.margins(TEXTS[:0]).shape == (N, 0) and asked.weights(TEXTS[:0]).shape == (0, S)
     empty = PromptScales(Nested(some(0, D), some(E, D)), PHRASES)
     assert empty.margins(TEXTS).shape == (0, 5) and (empty.weights(TEXTS) == 1 / SCALES).all()
+    # of a Gaussian that speaks at one scale alone, which nobody asks for, that scale is what there is
+    alone = nested()
+    assert alone.said is not None
+    alone.said[:] = torch.eye(S)[torch.arange(N) % S]
+    assert PromptScales(alone, PHRASES, 1e-4, heed=1.0).margins(TEXTS).isfinite().all()
     silent = PromptScales(Nested(torch.zeros(4, D), some(E, D), torch.zeros(4, S)), PHRASES)
     assert not silent.margins(TEXTS).any()  # as relevant as anything: 1/2
 

@@ -22,9 +22,10 @@ a prompt, exact, and nothing that has to be made ready for a view.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,7 +37,16 @@ from gsfields.fields.relevancy import TEMPERATURE
 SCALES = 8  # that are told apart where the embeddings do not say how many
 _BEST = 1000  # of so many Gaussians one tells how well a prompt is met
 _HELD = 1 << 24  # numbers of an intermediate that are held at once
+_UNHEARD = 1e-4  # weights of a prompt's scales that are left out
 _TINY = 1e-12
+
+
+class Met(NamedTuple):
+    """How texts are met."""
+
+    texts: Tensor  # [Q, E]
+    weights: Tensor  # a [Q, S]
+    margins: Tensor  # m [N, Q]
 
 
 @dataclass
@@ -50,6 +60,7 @@ class PromptScales:
     phrases: Tensor
     temperature: float = 0.02
     heed: float = 0.5  # share of the prior that follows what segments said of a Gaussian; the rest is even
+    _last: Met | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         shape = list(self.phrases.shape)
@@ -69,74 +80,84 @@ class PromptScales:
     @property
     def scales(self) -> Tensor:
         """[S] in [0, 1), the largest first: the middle of those that each stands for."""
-        bounds = torch.tensor(group_bounds(self.nested.dim, self.count), dtype=torch.float32)
+        bounds = torch.tensor(self._bounds, dtype=torch.float32)
         return 1 - (bounds[1:] + bounds[:-1]) / (2 * self.nested.dim)
 
     @cached_property
     def prior(self) -> Tensor:
-        """[N, S], or [1, S] where it is the same for all; rows sum to 1."""
-        even = torch.full((1, self.count), 1 / self.count)
+        """[S, N], or [S, 1] where it is the same for all; columns sum to 1."""
+        even = torch.full((self.count, 1), 1 / self.count)
         said = self.nested.said
         if said is None or self.heed == 0:
             return even
-        known = said.sum(dim=1, keepdim=True) > 0
-        return torch.where(known, self.heed * said + (1 - self.heed) * even, even)
+        known = said.sum(dim=1) > 0
+        return torch.where(known, self.heed * said.T + (1 - self.heed) * even, even)
 
     @cached_property
-    def _beside(self) -> tuple[Tensor, Tensor]:
-        """(‖φ_g‖ [N, S], y [N, S, K])"""
-        unit, lengths, cosines = normalize(self.phrases, dim=1), [], []
-        for theta in self.nested.theta.split(max(1, _HELD // self.nested.width)):
+    def _beside(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(‖φ_g‖ [S, N], y [K, S, N], max_k y [S, N])"""
+        unit, count = normalize(self.phrases, dim=1), len(self.nested)
+        lengths = unit.new_empty(self.count, count)
+        y = unit.new_empty(len(unit), self.count, count)
+        rows = max(1, _HELD // self.nested.width)
+        for start in range(0, count, rows):
+            some = slice(start, start + rows)
+            theta = self.nested.theta[some]
             shown = theta.new_zeros(len(theta), self.nested.width)
-            own, products = [], []
-            for block in self._blocks():
-                shown.addmm_(theta[:, block], self.nested.projection[:, block].T)
-                own.append(torch.linalg.vector_norm(shown, dim=1).clamp_min(_TINY))
-                products.append(shown @ unit.T / own[-1][:, None])
-            lengths.append(torch.stack(own, dim=1))
-            cosines.append(torch.stack(products, dim=1))
-        return torch.cat(lengths), torch.cat(cosines)
+            for g, (low, high) in enumerate(pairwise(self._bounds)):
+                shown.addmm_(theta[:, low:high], self.nested.projection[:, low:high].T)
+                lengths[g, some] = torch.linalg.vector_norm(shown, dim=1).clamp_min(_TINY)
+                y[:, g, some] = unit @ shown.T / lengths[g, some]
+        return lengths, y, y.amax(dim=0)
 
-    @torch.no_grad()
     def weights(self, texts: Tensor) -> Tensor:
         """a [Q, S] of texts [Q, E], of any length."""
-        found = [self._weighed(x) for x in self._cosines(texts)]
-        return torch.stack(found) if found else texts.new_zeros(0, self.count)
+        return self._met(texts).weights
 
-    @torch.no_grad()
     def margins(self, texts: Tensor) -> Tensor:
         """m [N, Q] of texts [Q, E], of any length."""
-        _, y = self._beside
-        margins = y.new_empty(len(y), len(texts))
+        return self._met(texts).margins
+
+    @torch.no_grad()
+    def _met(self, texts: Tensor) -> Met:
+        """Of texts; those that were asked last are known."""
+        if self._last is not None and torch.equal(texts, self._last.texts):
+            return self._last
+        _, y, _ = self._beside
+        met = Met(texts.clone(), y.new_empty(len(texts), self.count), y.new_empty(y.shape[2], len(texts)))
         for k, x in enumerate(self._cosines(texts)):
-            gamma = self._weighed(x) * self.prior
-            gamma = gamma / gamma.sum(dim=1, keepdim=True)
-            beside = torch.linalg.vecdot(gamma[:, :, None], y, dim=1).amax(dim=1)
-            margins[:, k] = (gamma * x).sum(dim=1) - beside
-        return margins
+            met.weights[k] = self._weighed(x)
+            least = _UNHEARD if self.heed < 1 else 0.0  # each Gaussian must be left a scale
+            spoken = (met.weights[k] >= least).nonzero()[:, 0]
+            gamma = met.weights[k, spoken, None].clamp_min(_TINY) * self.prior[spoken]
+            gamma = gamma / gamma.sum(dim=0)
+            beside = [(gamma * of[spoken]).sum(dim=0) for of in y]
+            met.margins[:, k] = (gamma * x[spoken]).sum(dim=0) - torch.stack(beside).amax(dim=0)
+        self._last = met
+        return met
 
     def _weighed(self, x: Tensor) -> Tensor:
-        """a [S] of a prompt's cosines x [N, S]."""
-        if len(x) == 0:
+        """a [S] of a prompt's cosines x [S, N]."""
+        count = x.shape[1]
+        if count == 0:
             return torch.full((self.count,), 1 / self.count)
-        _, y = self._beside
-        best = (x - y.amax(dim=2)).mul_(TEMPERATURE).sigmoid_().topk(-(-len(x) // _BEST), dim=0)
-        return (best.values.mean(dim=0) / self.temperature).softmax(dim=0)
+        best = (x - self._beside[2]).topk(-(-count // _BEST), dim=1).values
+        met = best.mul_(TEMPERATURE).sigmoid_().mean(dim=1)
+        return (met / self.temperature).softmax(dim=0)
 
     def _cosines(self, texts: Tensor) -> Iterator[Tensor]:
-        """x [N, S] of each of texts [Q, E]."""
+        """x [S, N] of each of texts [Q, E]."""
         if texts.ndim != 2 or texts.shape[1] != self.nested.width:
             raise ValueError(f"texts must be [Q, E={self.nested.width}], but is {list(texts.shape)}")
-        lengths, _ = self._beside
-        for some in normalize(texts.to(lengths), dim=1).split(max(1, _HELD // max(1, lengths.numel()))):
-            parts = [
-                self.nested.theta[:, block] @ (some @ self.nested.projection[:, block]).T
-                for block in self._blocks()
-            ]
-            products = torch.stack(parts, dim=1).cumsum(dim=1)  # [N, S, Q]
-            for x in products.unbind(dim=2):
+        lengths, _, _ = self._beside
+        index = torch.arange(self.nested.dim)
+        shown = index < torch.tensor(self._bounds[1:])[:, None]  # [S, D] the numbers of each scale
+        asked = normalize(texts.to(lengths), dim=1) @ self.nested.projection  # [Q, D]
+        for some in asked.split(max(1, _HELD // max(1, lengths.numel()))):
+            products = (some[:, None] * shown).flatten(0, 1) @ self.nested.theta.T
+            for x in products.unflatten(0, (-1, self.count)):
                 yield x / lengths
 
-    def _blocks(self) -> list[slice]:
-        """What each scale's embedding has beyond that of the next larger one."""
-        return [slice(a, b) for a, b in pairwise(group_bounds(self.nested.dim, self.count))]
+    @property
+    def _bounds(self) -> list[int]:
+        return group_bounds(self.nested.dim, self.count)

@@ -161,7 +161,7 @@ def test_ways_to_query_answer_alike(tmp_path, capsys):
     (path,) = tmp_path.glob("*-queries.json")
     content = json.loads(path.read_text())
     assert content["agreement"]["error"] <= content["agreement"]["bound"] + 1e-4 <= 1.2e-3
-    assert len(content["ways"]) == 7 and "Target: 20 times" in capsys.readouterr().out
+    assert len(content["ways"]) == 9 and "Target: 20 times" in capsys.readouterr().out
     assert language_queries.main([*words, "--scene", "none"]) == 2
 
 
