@@ -117,6 +117,24 @@ def test_retrieval():
     assert retrieval_recall(flat, [], rows[1]) == {1: False, 5: False, 10: False}
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_retrieval_of_numbered_segments(seed):
+    """The same as of their masks, on any levels, with gaps between the numbers."""
+    g = torch.Generator().manual_seed(seed)
+    numbers = torch.randint(-1, 9, (2, 6, 7), generator=g) // (1 + seed % 3)
+    numbers[1] = torch.where(numbers[1] < 0, -1, numbers[1] + 12)
+    relevancies, truth = torch.rand(6, 7, generator=g).round(decimals=1), torch.rand(6, 7, generator=g) < 0.4
+    masks = torch.stack([(numbers == k).any(dim=0) for k in range(int(numbers.max()) + 1)])
+    truth |= masks[int(numbers[0].max())]
+    for iou in (0.0, 0.2, 0.5):
+        expected = retrieval_recall(relevancies, masks, truth, (1, 2, 5, 10), iou)
+        assert retrieval_recall(relevancies, numbers.int(), truth, (1, 2, 5, 10), iou) == expected
+    nothing = retrieval_recall(relevancies, torch.full((1, 6, 7), -1), truth)
+    assert nothing == {1: False, 5: False, 10: False}
+    with pytest.raises(ValueError, match=r"segments must be \[L, 6, 7\], but are \[1, 6, 6\]"):
+        retrieval_recall(relevancies, torch.zeros(1, 6, 6, dtype=torch.int32), truth)
+
+
 @settings(deadline=None, max_examples=40)
 @given(seeds, st.integers(1, 12), st.sampled_from([0.0, 0.3, 0.5]))
 def test_retrieval_is_the_definition(seed, count, threshold):

@@ -138,6 +138,19 @@ class FeatureSource:
         pixel that its centre falls into, with the lens undone; None where the image has none. Beyond the
         photo's border segments are -1. Embeddings are those of the whole photo, normalised.
 
+        Raises ValueError as `taken` does.
+        """
+        found = self.taken(view)
+        if found is None:
+            return None
+        height, width = found.segments.shape[1:]
+        index = photo_pixels(view, width, height)
+        shown = found.segments.flatten(1)[:, index.clamp(min=0)]
+        return ViewFeatures(found.embeddings, torch.where(index >= 0, shown, -1))
+
+    def taken(self, view: View) -> ViewFeatures | None:
+        """The features on the grid of their file, which shows the photo as taken; None where the image has none.
+
         Raises ValueError as `read` does, or if the segments are those of a photo of another shape.
         """
         name = next((name for name in names_of(view) if name in self._called), None)
@@ -150,9 +163,7 @@ class FeatureSource:
                 f"the language features of {view.name} in {self.root} are {width}x{height}, but the image is "
                 f"{view.file_size[0]}x{view.file_size[1]}, which is another aspect ratio"
             )
-        index = photo_pixels(view, width, height)
-        shown = found.segments.flatten(1)[:, index.clamp(min=0)]
-        return ViewFeatures(found.embeddings, torch.where(index >= 0, shown, -1))
+        return found
 
     def _read_embeddings(self, path: Path, normalise: bool) -> Tensor:
         values = _checked(_load(path), path, "[n, D]")

@@ -389,9 +389,10 @@ def retrieval_recall(
 ) -> dict[int, bool]:
     """K -> whether one of the first K segments is the right one. R@K is the mean over queries.
 
-    relevancy_map: [H, W] of one query; segments: bool [S, H, W] or a list of [H, W], ranked by their mean
-    relevancy, the first of equals first, empty ones last. Right is a segment whose overlap with `truth`, bool
-    [H, W], exceeds `iou`: N2F2 does not say what it takes there, so state it beside the numbers.
+    relevancy_map: [H, W] of one query; segments: bool [S, H, W] or a list of [H, W], or whole numbers [L, H, W] that
+    number them on levels (-1 = none). They are ranked by their mean relevancy, the first of equals first, empty ones
+    last. Right is a segment whose overlap with `truth`, bool [H, W], exceeds `iou`: N2F2 does not say what it takes
+    there, so state it beside the numbers.
     """
     if relevancy_map.ndim != 2:
         raise ValueError(f"relevancy_map must be [H, W], but is {list(relevancy_map.shape)}")
@@ -402,6 +403,8 @@ def retrieval_recall(
         raise ValueError(f"ks must be 1 or more, but are {list(ks)}")
     if not 0 <= iou < 1:
         raise ValueError(f"iou must lie in [0, 1), but is {iou}")
+    if isinstance(segments, Tensor) and not segments.is_floating_point() and segments.dtype != torch.bool:
+        return _recall_of_numbered(relevancy_map, segments, truth, ks, iou)
     means, right = [], []
     for mask in segments:
         mask = _mask("each of the segments", mask).to(relevancy_map.device)
@@ -411,6 +414,52 @@ def retrieval_recall(
         right.append(_iou(mask, truth) > iou)
     ranked = [right[i] for i in sorted(range(len(means)), key=lambda i: -means[i])]
     return {k: any(ranked[:k]) for k in ks}
+
+
+def _recall_of_numbered(
+    relevancy_map: Tensor, segments: Tensor, truth: Tensor, ks: Sequence[int], iou: float
+) -> dict[int, bool]:
+    """The same by sums over pixels, of all segments at once."""
+    if segments.ndim != 3 or segments.shape[1:] != truth.shape:
+        raise ValueError(
+            f"segments must be [L, {', '.join(map(str, truth.shape))}], but are {list(segments.shape)}"
+        )
+    numbers = segments.long().flatten(1)
+    level, pixel = (numbers >= 0).nonzero(as_tuple=True)
+    of, count = numbers[level, pixel], max(int(numbers.max()) + 1, 0) if numbers.numel() else 0
+
+    def sums(values: Tensor) -> Tensor:
+        return torch.bincount(of, weights=values.flatten().double()[pixel], minlength=count)
+
+    pixels, both = sums(torch.ones_like(relevancy_map)), sums(truth)
+    right = both > iou * (pixels + int(truth.sum()) - both)
+    means = torch.where(pixels > 0, sums(relevancy_map) / pixels.clamp_min(1), -torch.inf)
+    ranked = right[torch.sort(means, descending=True, stable=True).indices].tolist()
+    return {k: any(ranked[:k]) for k in ks}
+
+
+@dataclass
+class RetrievalScores:
+    """R@K over (view, prompt) pairs."""
+
+    ks: tuple[int, ...] = (1, 5, 10)
+    iou: float = 0.5
+    hits: list[dict[int, bool]] = field(default_factory=list)
+
+    def add(self, relevancy_map: Tensor, segments: Tensor, truth: QueryTruth) -> None:
+        """See retrieval_recall()."""
+        self.hits.append(retrieval_recall(relevancy_map, segments, truth.mask, self.ks, self.iou))
+
+    def recall(self, k: int) -> float:
+        """In [0, 1]; 0 of no pairs."""
+        return _mean(hit[k] for hit in self.hits) if self.hits else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {f"R@{k}": self.recall(k) for k in self.ks} | {"iou": self.iou, "pairs": len(self.hits)}
+
+    def __str__(self) -> str:
+        recalls = ", ".join(f"R@{k} {100 * self.recall(k):.1f}" for k in self.ks)
+        return f"segments by their mean relevancy, right above an IoU of {self.iou:g}: {recalls}"
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 from gsfields.data.motion_masks import write_mask
 from gsfields.data.openvocab_labels import OpenVocabLabels, open_labels, view_of
 from gsfields.evaluate import openvocab
-from gsfields.evaluate.openvocab import AssignmentScores, OpenVocabScores, Protocol
+from gsfields.evaluate.openvocab import AssignmentScores, OpenVocabScores, Protocol, RetrievalScores
 from gsfields.fields.prompt_scales import PromptScales
 from gsfields.files import to_json, written_whole
 from gsfields.fit.language_runs import FOLDER, Language
@@ -190,7 +190,7 @@ def evaluate_openvocab(
     """
     language = Language.open(run, data=data, embeddings=embeddings, overrides=overrides)
     labels = open_labels(truth if truth is not None else language.checkpoint.config.data.path, scene)
-    scores, assigned = scored(language, labels)
+    scores, assigned, retrieved = scored(language, labels)
     content: dict[str, Any] = {"labels": labels.protocol, "views": len({row.frame for row in scores.rows})}
     content |= {"langsplat": scores.to_dict()}
     table = [f"{labels.protocol}, rendered relevancy, blur of {scores.protocol.kernel} pixels", str(scores)]
@@ -200,6 +200,9 @@ def evaluate_openvocab(
             f"each pixel to its most relevant prompt: mIoU {100 * assigned.miou:.1f}, accuracy "
             f"{100 * assigned.accuracy:.1f}"
         )
+    if retrieved.hits:
+        content |= {"retrieval": retrieved.to_dict()}
+        table.append(str(retrieved))
     path = Path(run) / "openvocab.json"
     with written_whole(path) as temporary:
         temporary.write_text(to_json(content, indent=2) + "\n")
@@ -208,8 +211,8 @@ def evaluate_openvocab(
 
 def scored(
     language: Language, labels: OpenVocabLabels, scales: Sequence[float] | None = None
-) -> tuple[OpenVocabScores, AssignmentScores | None]:
-    """Scores of a run's language on labels.
+) -> tuple[OpenVocabScores, AssignmentScores | None, RetrievalScores]:
+    """Scores of a run's language on labels; those of retrieval are of views whose segments are known, if any.
 
     scales: those among which each prompt chooses the best in each view, as levels; default: Language.asked, one map.
     """
@@ -222,6 +225,7 @@ def scored(
         )
     asked = [language.asked] if scales is None else [language.at(scale) for scale in scales]
     scores: OpenVocabScores | None = None
+    retrieved = RetrievalScores()
     assigned = AssignmentScores() if labels.protocol == "3d-ovs" and scales is None else None
     for stem, index in chosen.items():
         truths = labels.of(stem)
@@ -233,11 +237,27 @@ def scored(
         maps = relevancy_maps(language, index, asked, [t.prompt for t in truths], (height, width))
         for k, item in enumerate(truths):
             scores.add(stem, maps[..., k], item)
+        if scales is None and (segments := _segments(language, index, (height, width))) is not None:
+            for k, item in enumerate(truths):
+                retrieved.add(maps[0, ..., k], segments, item)
         if assigned is not None:
             assigned.add(stem, maps[0].permute(2, 0, 1), truths)
     if scores is None:
         raise ValueError(f"none of the {len(chosen)} labelled views of {labels.root} has a label")
-    return scores, assigned
+    return scores, assigned, retrieved
+
+
+def _segments(language: Language, index: int, shape: tuple[int, int]) -> Tensor | None:
+    """int32 [L, H, W] those that the features have of a view's photo, on a grid of it."""
+    source, view = language.features, language.dataset.views[index]
+    found = None if source is None else source.taken(view)
+    if found is None:
+        return None
+    y, x = (
+        ((torch.arange(here) + 0.5) * there / here).long()
+        for here, there in zip(shape, found.segments.shape[1:], strict=True)
+    )
+    return found.segments[:, y[:, None], x]
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from torch import Tensor
 from gsfields import config as configuration
 from gsfields.camera import Camera
 from gsfields.data.dataset import Dataset
-from gsfields.data.language_features import open_features
+from gsfields.data.language_features import FeatureSource, open_features
 from gsfields.data.lens import distort
 from gsfields.fields import nested as nesting
 from gsfields.fields import relevancy as relevance
@@ -133,6 +133,7 @@ class Language:
     nested: Nested
     texts: Texts
     config: LanguageConfig
+    features: FeatureSource | None = None  # that it was fitted to, if they are still there
 
     @classmethod
     def open(
@@ -155,7 +156,10 @@ class Language:
         _apply(config, overrides)
         checkpoint, dataset = opened(root, data)
         nearby = [root, origin, origin.parent, Path(checkpoint.config.data.path)]
-        return cls(checkpoint, dataset, nested, find_texts(embeddings, nearby, origin, nested.width), config)
+        texts = find_texts(embeddings, nearby, origin, nested.width)
+        return cls(
+            checkpoint, dataset, nested, texts, config, FeatureSource(origin) if origin.is_dir() else None
+        )
 
     @cached_property
     def phrases(self) -> Tensor:

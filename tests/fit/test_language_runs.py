@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -119,10 +120,16 @@ def test_scores(spoken):
     content = json.loads(path.read_text())
     assert path == run / "openvocab.json" and content["labels"] == "3d-ovs" and content["views"] == len(TEST)
     assert content["langsplat"]["pairs"] == 8 and content["langsplat"]["localisation"] == 1
+    # each toy is as relevant to "toys" as all of them together
+    found = {"R@1": 0.75, "R@5": 1.0, "R@10": 1.0, "iou": 0.5, "pairs": 8}
+    assert content["retrieval"] == found and "R@5 100.0" in table
     assert content["langsplat"]["miou"] > 0.55 and content["assignment"]["miou"] > 0.1
     assert "'green'" in table and "accuracy" in table
-    by_scale, assigned = scored(Language.open(run), language_files.open_labels(data), scales=[0.0, 0.6])
-    assert assigned is None and {row.level for row in by_scale.rows} == {0, 1}
+    labels = language_files.open_labels(data)
+    by_scale, assigned, retrieved = scored(Language.open(run), labels, scales=[0.0, 0.6])
+    assert assigned is None and not retrieved.hits and {row.level for row in by_scale.rows} == {0, 1}
+    deaf = replace(Language.open(run), features=None)
+    assert not scored(deaf, labels)[2].hits
     elsewhere = data.parent / "labels"
     shutil.copytree(data / "segmentations", elsewhere)
     for i in TEST:
