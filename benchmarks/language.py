@@ -2,8 +2,8 @@
 parts, whose segments carry embeddings with noise.
 
 accuracy     lifted, direct and triplane fields of which each prompt weighs scales, or the paper's composites, beside
-             the choice of a scale (by the map, and by the truth), fields that are not nested, the baseline after
-             LangSplat, and the targets
+             the choice of a scale (by the map, and by the truth), fields that are not nested, the baselines after
+             LangSplat and LERF, and the targets
 steps        composites that weigh every so many lengths, and their temperature
 
 Geometry is fitted once for a scene and shared by all. Scores are by LangSplat's pipeline on held-out views. Every
@@ -37,6 +37,7 @@ OURS, COMPOSITE = "each prompt weighs the scales, {}", "composite, {}"
 EXPLICIT, ORACLE = "a scale chosen by the map, {}", "a scale chosen by the truth, {}"
 FLAT = "not nested, {}"
 LANGSPLAT = "three levels, after LangSplat"
+LERF = "thirty scales, after LERF"
 CEILING = "true masks on this geometry"
 GEOMETRY = "geometry"
 STEPS = (1, 8, 32, 128, 170)  # table 4.6 of the thesis
@@ -102,6 +103,7 @@ def _accuracy(seed: int, s: Settings) -> Iterable[Job]:
         flat = s.trial(seed, "nested", [chosen, ("nested", "false")])
         yield _job(flat, {"": FLAT.format(model)}, seed)
     yield _job(s.trial(seed, "three levels"), {"": LANGSPLAT}, seed)
+    yield _job(s.trial(seed, "thirty scales"), {"": LERF}, seed)
     yield _job(s.trial(seed, "ceiling"), {"": CEILING}, seed)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.baselines import langsplat
+from benchmarks.baselines import langsplat, lerf
 from benchmarks.measure import in_subprocess, threads
 from benchmarks.trials import Row, kept
 from gsfields import config as configuration
@@ -229,6 +229,23 @@ def three_levels(trial: Trial) -> dict[str, Row]:
     return {"": stage.score(maps) | {"seconds": sum(found.seconds.values()), "stages": found.seconds}}
 
 
+def thirty_scales(trial: Trial) -> dict[str, Row]:
+    """The baseline after LERF."""
+    stage, config = Stage(trial), LanguageConfig()
+    configuration.apply(config, [*trial.overrides, ("model", "triplane")])
+    started = time.process_time()
+    labels = LanguageLabels(stage.source, stage.views, stage.dataset.train, config.field.dim)
+    found = lerf.train(stage.views, labels, config.field)
+    seconds = time.process_time() - started
+    phrases = stage.texts.of(relevance.CANONICAL)
+
+    def maps(index: int, prompts: list[str]) -> Tensor:
+        shown = found.relevancy(*stage.views.drawn(index), stage.texts.of(prompts), phrases)
+        return torch.where(stage.views.alpha(index)[..., None] > 0.5, shown, 0.0)
+
+    return {"": stage.score(maps) | {"seconds": seconds}}
+
+
 def ceiling(trial: Trial) -> dict[str, Row]:
     """What the geometry lets any field reach: true masks lifted from the training views, and rendered; a pixel belongs
     to a prompt whose share of it is above a half.
@@ -263,7 +280,13 @@ def ceiling(trial: Trial) -> dict[str, Row]:
     }
 
 
-TRIALS = {"geometry": geometry, "nested": nested, "three levels": three_levels, "ceiling": ceiling}
+TRIALS = {
+    "geometry": geometry,
+    "nested": nested,
+    "three levels": three_levels,
+    "thirty scales": thirty_scales,
+    "ceiling": ceiling,
+}
 
 
 def run(trial: Trial) -> dict[str, Row]:

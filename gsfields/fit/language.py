@@ -42,16 +42,20 @@ class LanguageTrainer:
         self.views, self.labels, self.config = views, labels, config
         self.steps = config.steps or max(1000, 10 * len(labels.indices))
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.field = make_field(views, labels, config)
+        self.field = self.new_field()
         self.order = ViewOrder(len(labels.indices), self.generator)
         table = self.field.triplane.table if isinstance(self.field, NestedField) else self.field.theta
-        others = [p for p in self.field.parameters() if p is not table]
+        others = [p for p in self.field.parameters() if p is not table and p.requires_grad]
         self.optimizers: tuple[torch.optim.Optimizer, ...] = (
             RowAdam([table], lr=config.rate),
             torch.optim.Adam(others, lr=config.network_rate, eps=1e-15, fused=True),
         )
         self._starts = (config.rate, config.network_rate)
         self.step = 0
+
+    def new_field(self) -> NestedField | DirectField:
+        """What is learnt, as it begins."""
+        return make_field(self.views, self.labels, self.config)
 
     def run(self, *, progress: bool = True) -> float:
         """All steps; returns the seconds they took."""

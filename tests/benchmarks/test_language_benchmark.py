@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from benchmarks import language, language_queries, language_trial
-from benchmarks.baselines import langsplat
+from benchmarks.baselines import langsplat, lerf
 from benchmarks.language import CEILING, COMPOSITE, EXPLICIT, FLAT, LANGSPLAT, ORACLE, OURS
 from gsfields.data.nested_texts import Vocabulary
 from gsfields.fit.frozen import FrozenViews
+from gsfields.fit.language_labels import LanguageLabels
 from gsfields.fit.querying import asked_plainly
 from gsfields.fit.scene import open_dataset
+from gsfields.language_config import NestedConfig
 from tests.benchmarks.test_instances_benchmark import from_depths
 from tests.fit.tiny_room import TinyRoom
 from tests.fit.tiny_speech import speak, vocabulary
@@ -33,6 +35,7 @@ SMALL = [
     "1",
     "--models",
     "lifted",
+    *("--set", "steps=40", "--set", "resolution=32", "--set", "hidden=32", "--set", "pixels=256"),
 ]
 
 
@@ -63,7 +66,7 @@ def results(folder, study):
 def test_a_study_writes_its_rows(folder):
     rows, text = results(folder, "accuracy")
     titles = [t.format("lifted") for t in (OURS, EXPLICIT, ORACLE, FLAT, COMPOSITE)]
-    assert set(rows) == {f"1/{t}" for t in (*titles, LANGSPLAT, CEILING, language.GEOMETRY)}
+    assert set(rows) == {f"1/{t}" for t in (*titles, LANGSPLAT, language.LERF, CEILING, language.GEOMETRY)}
     ours, oracle = rows[f"1/{titles[0]}"], rows[f"1/{titles[2]}"]
     assert set(ours["miou"]) == {"all", "simple", "compound", "partitive"} == set(ours["localisation"])
     assert f"| {titles[0]} | {ours['miou']['all']:.1f} | " in text
@@ -183,3 +186,21 @@ def test_made_up_language_is_as_a_fit_leaves_it():
     further = calls["the same, blended and normalised once: each further prompt"]()
     torch.testing.assert_close(further, paper, atol=1e-4, rtol=0)
     torch.testing.assert_close(paper, asked_plainly(s.plan, asked, s.texts[:1]))
+
+
+def test_thirty_scales_learn_what_segments_say(tmp_path):
+    """The best of them names each toy, and a larger one all of them together."""
+    room = TinyRoom()
+    config = room.config(room.write(tmp_path / "data"))
+    views = FrozenViews(room.gaussians, open_dataset(config.data), config, limit_bytes=1 << 24)
+    labels = LanguageLabels(speak(room, tmp_path / "language_features"), views, views.dataset.train, 512)
+    recipe = NestedConfig(model="triplane", steps=300, pixels=256, resolution=32, channels=16, hidden=32)
+    found = lerf.train(views, labels, recipe)
+    index = views.dataset.test[0]
+    ids = room.photo(index)[1]
+    maps = found.relevancy(*views.drawn(index), vocabulary()[:5], vocabulary()[5:])
+    assert maps.shape == (lerf.SCALES, *ids.shape, 5)
+    small, large = maps[: lerf.SCALES // 2].amax(dim=0), maps.amax(dim=0)
+    for word in (1, 2, 3):
+        assert small[ids == word, word].mean() > 0.85 and small[ids == 0, word].mean() < 0.75
+    assert large[ids > 0, 4].mean() > 0.8
