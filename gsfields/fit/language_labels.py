@@ -55,8 +55,9 @@ class LanguageLabels:
                     self._variances[index] = found
         if not self._variances:
             raise ValueError(
-                f"none of the {len(indices)} training views has segments that can be used: those of the first must be "
-                f"called {views.view(indices[0]).stem}_f.npy and _s.npy in {source.root}"
+                f"none of the {len(indices)} training views has segments that can be used: some pixel of one must show "
+                f"the scene (alpha above {_OPAQUE}), and those of the first view must be called "
+                f"{views.view(indices[0]).stem}_f.npy and _s.npy in {source.root}"
             )
         self.indices = list(self._variances)
         every = torch.cat(list(self._variances.values()))

@@ -291,3 +291,45 @@ def test_command_line(spoken, tmp_path, capsys):
     assert "no embedding of the prompt 'yellow'" in capsys.readouterr().err
     assert cli.main(["fit-language", str(run), "--dim", "0", "--overwrite"]) == 2
     assert language_runs.FOLDER == "language"
+
+
+@pytest.mark.parametrize("model", ["lifted", "direct", "triplane"])
+def test_segments_as_odd_as_they_come(spoken, tmp_path, model):
+    """Views without any, with nothing but void, with segments of one pixel, and embeddings of any length."""
+    _, data = spoken
+    shutil.copytree(data, tmp_path / "data")
+    folder = tmp_path / "data" / "language_features"
+    words = [i for i in range(ROOM.views) if i not in TEST]
+    void, empty, dots, long = (folder / ROOM.stem(i) for i in words[:4])
+
+    def rewrite(path, embeddings, rows):
+        np.save(f"{path}_f.npy", embeddings.astype(np.float32))
+        np.save(f"{path}_s.npy", rows.astype(np.float32))
+
+    before = np.load(f"{long}_f.npy"), np.load(f"{long}_s.npy")
+    rewrite(void, before[0], np.full_like(before[1], -1))
+    rewrite(empty, before[0][:0], np.full_like(before[1], -1))
+    few = np.full_like(before[1], -1)
+    few[0, 3, 4], few[0, 20, 20], few[1, 20, 20] = 0, 1, 2
+    rewrite(dots, before[0], few)
+    rewrite(long, 40 * before[0], before[1])
+    run = ROOM.run(tmp_path / "run", tmp_path / "data")
+    fit(run, model=model, steps=200, pixels=256, resolution=32, channels=16, hidden=32)
+    ids = ROOM.photo(TEST[0])[1]
+    for number, found in enumerate(query(run, PROMPTS[:3]).found, start=1):
+        assert int(ids[found.y, found.x]) == number
+
+
+def test_segments_that_teach_nothing(spoken, tmp_path):
+    """Void in all views, or where the scene is too transparent to have a depth."""
+    _, data = spoken
+    shutil.copytree(data, tmp_path / "data")
+    for path in (tmp_path / "data" / "language_features").glob("*_s.npy"):
+        np.save(path, np.full_like(np.load(path), -1))
+    run = ROOM.run(tmp_path / "run", tmp_path / "data")
+    with pytest.raises(ValueError, match="none of the 8 training views has segments that can be used"):
+        fit(run)
+    thin = replace(ROOM.gaussians, opacity_logits=torch.full_like(ROOM.gaussians.opacity_logits, -6.0))
+    run = ROOM.run(tmp_path / "thin", data, thin)
+    with pytest.raises(ValueError, match="none of the 8 training views has segments that can be used"):
+        fit(run)
