@@ -15,13 +15,19 @@ from tests.fit.tiny_speech import with_words
 from tests.fit.tiny_video import TinyVideo, config_of
 from tests.layered_scene import random_scene
 
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
 
 def python_blocks():
     """Of a scene that stands still, of a video, and of language."""
-    readme = Path(__file__).parents[1] / "README.md"
-    blocks = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) == 3
     return blocks
+
+
+def test_nothing_is_said_twice():
+    lines = [line for line in README.splitlines() if line.startswith("#") or len(line) > 100]
+    assert len(lines) > 100 and [line for line in set(lines) if lines.count(line) > 1] == []
 
 
 def test_python_example(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from gsfields.fit.frozen import FrozenViews
 from gsfields.fit.language_labels import LanguageLabels, ViewTeachers
 
 _SEEN = 1e-3  # pixels that must have shown a Gaussian for it to have a mean
+_HELD = 1 << 23  # numbers of an intermediate that are held at once
 _SHARE = (
     0.1  # of what any segments say of a Gaussian: with less a group says nothing of it, but of its neighbours
 )
@@ -37,25 +38,32 @@ def lifted(
     if not 1 <= groups <= dim:
         raise ValueError(f"groups must be from 1 to dim = {dim}, but is {groups}")
     theta, projection = torch.zeros(len(views), dim), torch.zeros(labels.width, dim)
-    known, by_any = mean_said(views, labels, 1, 0)
     said_by = torch.zeros(len(views), groups)
+    instead, by_any = mean_said(views, labels, 1, 0)
     least = (_SHARE * by_any).clamp_min(_SEEN)
-    blocks = list(pairwise(group_bounds(dim, groups)))
-    for group, (start, stop) in enumerate(tqdm(blocks, disable=not progress, desc="lifting")):
+    parts = _parts(len(views), labels.width)
+    for group, (start, stop) in enumerate(
+        tqdm(list(pairwise(group_bounds(dim, groups))), disable=not progress, desc="lifting")
+    ):
         residual, total = mean_said(views, labels, groups, group)
         said_by[:, group] = total
         said = total > least
-        if group == 0:
-            residual[~said], total[~said] = known[~said], by_any[~said]
-            known.zero_()
-            said = total > 0
-        residual -= known
-        residual[~said] = 0
-        directions = principal(residual.T @ (residual * total[:, None]))[:, : stop - start]
-        added = residual @ directions
-        theta[:, start : start + added.shape[1]] = added
-        projection[:, start : start + added.shape[1]] = directions
-        known.addmm_(added, directions.T)
+        moments = torch.zeros(labels.width, labels.width)
+        for some in parts:
+            rows, silent = residual[some], ~said[some]
+            if group == 0:
+                rows[silent] = instead[some][silent]
+                total[some][silent] = by_any[some][silent]
+            else:
+                rows.addmm_(theta[some, :start], projection[:, :start].T, alpha=-1)
+                rows[silent] = 0
+            moments.addmm_(rows.T, rows * total[some, None])
+        instead = instead.new_empty(0)
+        directions = principal(moments)[:, : stop - start]
+        stop = start + directions.shape[1]
+        projection[:, start:stop] = directions
+        for some in parts:
+            theta[some, start:stop] = residual[some] @ directions
     return Nested(theta, projection, said_by / said_by.sum(dim=1, keepdim=True).clamp_min(1e-12))
 
 
@@ -88,9 +96,16 @@ def mean_said(views: FrozenViews, labels: LanguageLabels, groups: int, group: in
             continue
         plan, drawn = views.drawn(index)
         found = plan.lift(shares.view(camera.height, camera.width, -1)).sums
-        sums.index_add_(0, drawn, found @ teachers.embeddings[rows])
+        for some in _parts(len(drawn), labels.width):
+            sums.index_add_(0, drawn[some], found[some] @ teachers.embeddings[rows])
         total.index_add_(0, drawn, found.sum(dim=1))
-    return sums / total.clamp_min(1e-12)[:, None], total
+    return sums.div_(total.clamp_min(1e-12)[:, None]), total
+
+
+def _parts(count: int, width: int) -> list[slice]:
+    """Of `count` rows of `width` numbers: so many at a time that what is made of them is small beside the whole."""
+    step = max(1, _HELD // width)
+    return [slice(start, start + step) for start in range(0, count, step)]
 
 
 def shares_of(teachers: ViewTeachers, groups: int, group: int) -> tuple[Tensor, Tensor]:
