@@ -195,6 +195,31 @@ def test_triplane_stores_and_moves_what_points_read():
     torch.testing.assert_close(touched.to_dense(), weights[:, None].expand(-1, 2))
 
 
+def test_gradients_of_a_triplane():
+    """By the definition, of points in any order; none asked for is no gradient."""
+    torch.manual_seed(1)
+    points = torch.rand(40, 3).round(decimals=1)  # some share texels
+    triplane = Triplane(points, resolution=12, channels=3).double()
+    rows = torch.randperm(40)[:17]
+
+    def read(table):
+        read = table[triplane.texels[rows].long()]
+        return (read * triplane.weights[rows][..., None]).sum(dim=1)
+
+    out = triplane(rows)
+    torch.testing.assert_close(out, read(triplane.table))
+    cotangent = torch.randn_like(out)
+    out.backward(cotangent)
+    found = triplane.table.grad.to_dense()
+    expected = torch.autograd.grad(read(triplane.table), triplane.table, cotangent)[0]
+    torch.testing.assert_close(found, expected)
+    triplane.table.grad = None
+    none = triplane(rows[:0])
+    assert none.shape == (0, 3)
+    none.sum().backward()
+    assert triplane.table.grad._nnz() == 0
+
+
 @pytest.mark.parametrize(
     ("points", "message"),
     [(torch.zeros(0, 3), "points must be"), (torch.zeros(4, 2), "points must be")],

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -191,8 +192,9 @@ class Nested:
 class Triplane(nn.Module):
     """Features [N, C] of N fixed points: the sum of three planes R x R x C, each read bilinearly where a point falls.
 
-    The points never move. So each reads twelve texels by weights that are known once and for all; texels that no point
-    reads are not even stored, and a step touches those of the points that it asks for, and no others.
+    The points never move. So each reads twelve texels by weights that are known once and for all, and each texel has a
+    list of the points that read it; texels that no point reads are not even stored, and a step moves those of the
+    points that it asks for, and no others.
     """
 
     def __init__(
@@ -213,32 +215,72 @@ class Triplane(nn.Module):
         middle, half = (low + high) / 2, (high - low).max().clamp_min(1e-9) / 2
         at = ((points.double() - middle) / half * 0.5 + 0.5).clamp(0, 1) * (resolution - 1)
         texels, weights = _bilinear(at, resolution)
-        used, self_index = texels.unique(return_inverse=True)
-        self.register_buffer("texels", self_index.int())  # [N, 12] rows of the table
+        used, rank = texels.unique(return_inverse=True)
+        by_texel = rank.flatten().argsort(stable=True)
+        counts = torch.bincount(rank.flatten(), minlength=len(used))
+        self.register_buffer("texels", rank.int())  # [N, 12] rows of the table
         self.register_buffer("weights", weights.float())  # [N, 12]
         self.register_buffer("used", used)  # [T] which texels these are, of 3 R R
+        self.register_buffer(
+            "readers", (by_texel // 12).int()
+        )  # [12 N] points that read a texel, texel by texel
+        self.register_buffer("shares", weights.float().flatten()[by_texel])  # [12 N] and by which weights
+        self.register_buffer("ends", counts.cumsum(0))  # [T] where the list of each texel ends
         self.resolution = resolution
         self.table = nn.Parameter(spread * torch.randn(len(used), channels))
 
     texels: Tensor
     weights: Tensor
     used: Tensor
+    readers: Tensor
+    shares: Tensor
+    ends: Tensor
 
     def forward(self, rows: Tensor | None = None) -> Tensor:
-        """[M, C] of the points `rows` (int64 [M]), all N by default. Gradients of the table are sparse."""
-        texels = self.texels if rows is None else self.texels.index_select(0, rows)
-        weights = self.weights if rows is None else self.weights.index_select(0, rows)
-        touched, rank = _distinct(texels, len(self.used))
-        some = nn.functional.embedding(touched, self.table, sparse=True)
-        return nn.functional.embedding_bag(rank, some, per_sample_weights=weights.to(some.dtype), mode="sum")
+        """[M, C] of the points `rows` (int64 [M], no two alike; default: all). The gradient of the table is sparse."""
+        if rows is None:
+            rows = torch.arange(len(self.texels), device=self.texels.device)
+        return cast(Tensor, _Read.apply(self.table, self, rows))
 
 
-def _distinct(index: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """What unique() finds, without a sort: (those of [0, count) that occur, which of them each of `index` is)."""
-    occurs = torch.zeros(count, dtype=torch.bool, device=index.device)
-    occurs[index.flatten()] = True
-    rank = occurs.cumsum(0, dtype=torch.int32) - 1
-    return occurs.nonzero()[:, 0], rank[index]
+class _Read(torch.autograd.Function):
+    """Both ways are sums of bags of rows: a point's of the texels that it reads, a texel's of the points that read it.
+
+    autograd would sort what is read, which costs several times as much as the sums.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, plane: Triplane, rows: Tensor) -> Tensor:
+        ctx.plane, ctx.rows, ctx.shape = plane, rows, table.shape
+        texels, weights = plane.texels.index_select(0, rows), plane.weights.index_select(0, rows)
+        return _sums_of_bags(
+            table, texels.flatten(), weights.flatten(), 12 * torch.arange(len(rows)).to(rows)
+        )
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        plane: Triplane = ctx.plane
+        place = plane.readers.new_full((len(plane.texels),), -1)
+        place[ctx.rows] = torch.arange(len(ctx.rows), dtype=place.dtype, device=place.device)
+        read = place.index_select(0, plane.readers)
+        asked = read >= 0
+        upto = asked.cumsum(0, dtype=torch.int32).index_select(0, plane.ends - 1)
+        counts = upto.diff(prepend=upto.new_zeros(1))
+        touched, chosen = counts.nonzero()[:, 0], asked.nonzero()[:, 0]
+        starts = (upto - counts).index_select(0, touched)
+        bags = read.index_select(0, chosen), plane.shares.index_select(0, chosen)
+        rows = _sums_of_bags(grad.contiguous(), *bags, starts)
+        found = torch.sparse_coo_tensor(
+            touched[None], rows, ctx.shape, is_coalesced=True, check_invariants=False
+        )
+        return found, None, None
+
+
+def _sums_of_bags(values: Tensor, index: Tensor, weights: Tensor, starts: Tensor) -> Tensor:
+    """[B, C]: bag b sums rows `index` of values [n, C] by their weights, from starts[b] to where the next begins."""
+    return nn.functional.embedding_bag(
+        index, values, starts.to(index), per_sample_weights=weights.to(values), mode="sum"
+    )
 
 
 def _bilinear(at: Tensor, resolution: int) -> tuple[Tensor, Tensor]:
