@@ -16,7 +16,9 @@ class GeometryConfig:
     prune_weight: float = described(
         0.1, "drop Gaussians whose weights add up to fewer pixels over all views (0: none)", low=0
     )
-    split_rounds: int = described(2, "rounds of splitting Gaussians that straddle segments (0: none)", low=0)
+    split_rounds: int = described(
+        0, "rounds of splitting Gaussians that straddle segments (0: none, which did as well)", low=0
+    )
     split_share: float = described(
         0.8, "a Gaussian straddles in a view if no segment has more of its weight", low=0, high=1
     )

@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 from tqdm import tqdm
 
 from gsfields.fields.nested import Nested, group_bounds
@@ -41,29 +42,28 @@ def lifted(
     said_by = torch.zeros(len(views), groups)
     instead, by_any = mean_said(views, labels, 1, 0)
     least = (_SHARE * by_any).clamp_min(_SEEN)
-    parts = _parts(len(views), labels.width)
+    step = max(1, _HELD // labels.width)
     for group, (start, stop) in enumerate(
         tqdm(list(pairwise(group_bounds(dim, groups))), disable=not progress, desc="lifting")
     ):
-        residual, total = mean_said(views, labels, groups, group)
+        means, total = mean_said(views, labels, groups, group)
         said_by[:, group] = total
-        said = total > least
+        heard = total > least
+        if group == 0:
+            for some in (~heard).nonzero()[:, 0].split(step):
+                means[some], total[some] = instead[some], by_any[some]
+            instead, heard = instead.new_empty(0), total > 0
+        told = heard.nonzero()[:, 0].split(step)
         moments = torch.zeros(labels.width, labels.width)
-        for some in parts:
-            rows, silent = residual[some], ~said[some]
-            if group == 0:
-                rows[silent] = instead[some][silent]
-                total[some][silent] = by_any[some][silent]
-            else:
-                rows.addmm_(theta[some, :start], projection[:, :start].T, alpha=-1)
-                rows[silent] = 0
-            moments.addmm_(rows.T, rows * total[some, None])
-        instead = instead.new_empty(0)
+        for some in told:
+            beyond = means[some].addmm_(theta[some, :start], projection[:, :start].T, alpha=-1)
+            moments.addmm_(beyond.T, beyond * total[some, None])
+            means[some] = beyond
         directions = principal(moments)[:, : stop - start]
         stop = start + directions.shape[1]
         projection[:, start:stop] = directions
-        for some in parts:
-            theta[some, start:stop] = residual[some] @ directions
+        for some in told:
+            theta[some, start:stop] = means[some] @ directions
     return Nested(theta, projection, said_by / said_by.sum(dim=1, keepdim=True).clamp_min(1e-12))
 
 
@@ -86,9 +86,11 @@ def embedding_moments(labels: LanguageLabels) -> Tensor:
 def mean_said(views: FrozenViews, labels: LanguageLabels, groups: int, group: int) -> tuple[Tensor, Tensor]:
     """(means [N, E], Σw [N]) of what the segments of one group of scales say; group 0 has the largest.
 
-    What is lifted is which segments there are, some dozens of channels; their embeddings follow by a product.
+    What is lifted is which segments there are, some dozens of channels. A Gaussian lies in few of a view's, so that
+    their embeddings are summed by what is not zero of that.
     """
     sums, total = torch.zeros(len(views), labels.width), torch.zeros(len(views))
+    records = _Records()
     for index in labels.indices:
         teachers, camera = labels.of(index), views.view(index).camera
         rows, shares = shares_of(teachers, groups, group)
@@ -96,10 +98,54 @@ def mean_said(views: FrozenViews, labels: LanguageLabels, groups: int, group: in
             continue
         plan, drawn = views.drawn(index)
         found = plan.lift(shares.view(camera.height, camera.width, -1)).sums
-        for some in _parts(len(drawn), labels.width):
-            sums.index_add_(0, drawn[some], found[some] @ teachers.embeddings[rows])
         total.index_add_(0, drawn, found.sum(dim=1))
+        records.add(drawn, found, teachers.embeddings[rows])
+        if records.count > _HELD:
+            records.sum_into(sums)
+    records.sum_into(sums)
     return sums.div_(total.clamp_min(1e-12)[:, None]), total
+
+
+class _Records:
+    """Weights of segments for Gaussians, and the segments' embeddings, until they are summed."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._who: list[Tensor] = []
+        self._which: list[Tensor] = []
+        self._weights: list[Tensor] = []
+        self._embeddings: list[Tensor] = []
+        self._segments = 0
+
+    def add(self, who: Tensor, weights: Tensor, embeddings: Tensor) -> None:
+        """Of Gaussians who [M]: weights [M, m] of segments with embeddings [m, E]."""
+        row, segment = weights.nonzero(as_tuple=True)
+        self._who.append(who[row].int())
+        self._which.append((segment + self._segments).int())
+        self._weights.append(weights[row, segment])
+        self._embeddings.append(embeddings)
+        self._segments += len(embeddings)
+        self.count += len(row)
+
+    def sum_into(self, sums: Tensor) -> None:
+        """Adds to rows of sums [N, E] their weighted embeddings, and forgets them."""
+        if self.count:
+            who, order = torch.cat(self._who).sort(stable=True)
+            which, weights = torch.cat(self._which)[order], torch.cat(self._weights)[order]
+            embeddings = torch.cat(self._embeddings)
+            rows, counts = who.unique_consecutive(return_counts=True)
+            ends = counts.cumsum(0).int()
+            for some in _parts(len(rows), sums.shape[1]):
+                first, last = int(ends[some][0] - counts[some][0]), int(ends[some][-1])
+                added = embedding_bag(
+                    which[first:last],
+                    embeddings,
+                    (ends[some] - counts[some]).int() - first,
+                    per_sample_weights=weights[first:last],
+                    mode="sum",
+                )
+                sums.index_add_(0, rows[some], added)
+        self.__init__()  # type: ignore[misc]
 
 
 def _parts(count: int, width: int) -> list[slice]:

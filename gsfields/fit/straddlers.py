@@ -42,11 +42,12 @@ def prepare_geometry(
     After each round the colours (and all else) are fitted for `split_steps` on the training images.
     """
     gaussians = checkpoint.gaussians.detach()
-    seen = contributions(_frozen(gaussians, dataset, checkpoint.config), labels.indices)
-    faint = seen < config.prune_weight
-    if config.prune_weight > 0 and bool(faint.any()) and not bool(faint.all()):
-        gaussians = gaussians.select(~faint)
-        report(f"{int(faint.sum())} of {len(faint)} Gaussians show nothing: dropped")
+    if config.prune_weight > 0:
+        seen = contributions(_frozen(gaussians, dataset, checkpoint.config), labels.indices)
+        faint = seen < config.prune_weight
+        if bool(faint.any()) and not bool(faint.all()):
+            gaussians = gaussians.select(~faint)
+            report(f"{int(faint.sum())} of {len(faint)} Gaussians show nothing: dropped")
     generator = torch.Generator().manual_seed(checkpoint.config.fit.seed)
     for number in range(config.split_rounds):
         chosen = straddling(_frozen(gaussians, dataset, checkpoint.config), labels, config).nonzero()[:, 0]
