@@ -32,7 +32,7 @@ from gsfields.fit import runs
 from gsfields.fit.checkpoint import Checkpoint
 from gsfields.fit.frozen import FrozenViews
 from gsfields.fit.language import fitted
-from gsfields.fit.language_files import protocol_for, relevancy_maps
+from gsfields.fit.language_files import protocol_for, relevancy_maps, where_shown
 from gsfields.fit.language_labels import LanguageLabels
 from gsfields.fit.language_runs import Language
 from gsfields.fit.scene import open_dataset
@@ -224,7 +224,7 @@ def three_levels(trial: Trial) -> dict[str, Row]:
         plan, drawn = stage.views.drawn(index)
         own = dataclasses.replace(found, codes=[codes[drawn] for codes in found.codes])
         shown = own.relevancy(plan, stage.texts.of(prompts), phrases)
-        return torch.where(stage.views.alpha(index)[..., None] > 0.5, shown, 0.0)
+        return where_shown(shown, stage.views.alpha(index))
 
     return {"": stage.score(maps) | {"seconds": sum(found.seconds.values()), "stages": found.seconds}}
 
@@ -241,7 +241,7 @@ def thirty_scales(trial: Trial) -> dict[str, Row]:
 
     def maps(index: int, prompts: list[str]) -> Tensor:
         shown = found.relevancy(*stage.views.drawn(index), stage.texts.of(prompts), phrases)
-        return torch.where(stage.views.alpha(index)[..., None] > 0.5, shown, 0.0)
+        return where_shown(shown, stage.views.alpha(index))
 
     return {"": stage.score(maps) | {"seconds": seconds}}
 

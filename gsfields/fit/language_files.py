@@ -23,7 +23,7 @@ from gsfields.fit.querying import Askable
 from gsfields.pictures import contact_sheet, grey, save_png
 
 _USUAL_WIDTH = 1000  # pixels of the images that LangSplat's blur is meant for
-_OPAQUE = 0.5  # where a scene is less so a prompt is nowhere
+_OPAQUE = 0.5  # where a scene is less so there is nothing
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def query(
     answer = queries.ask(texts)
     further = time.monotonic() - started - opened - first
     answer = language.as_taken(index, answer)
-    relevancy = torch.where(answer.alpha[..., None] > _OPAQUE, answer.relevancy, 0.0)
+    relevancy = where_shown(answer.relevancy, answer.alpha)
     of_gaussians = language.of_gaussians(prompts)
     protocol = protocol_for(relevancy.shape[1])
     masks = [openvocab.segment(maps[None], protocol)[0] for maps in relevancy.unbind(-1)]
@@ -129,6 +129,17 @@ def selected(scores: Tensor, protocol: Protocol) -> Tensor:
         return torch.zeros(0, dtype=torch.bool)
     low, high = scores.aminmax()
     return scores > low + 0.5 * (1 + protocol.threshold) * (high - low)
+
+
+def where_shown(relevancy: Tensor, alpha: Tensor) -> Tensor:
+    """Relevancy [..., H, W, Q] by what alpha [H, W] shows: where that is nothing, the least that a map has elsewhere.
+
+    Masks are cut at a share of a map's range, which ends at what the scene says: relevancies of real embeddings may all
+    lie between 0.4 and 0.6, and some empty pixels of 0 would put everything else into the mask.
+    """
+    seen = alpha[..., None] > _OPAQUE
+    least = torch.where(seen, relevancy, 1.0).amin(dim=(-3, -2), keepdim=True)
+    return torch.where(seen, relevancy, least)
 
 
 def protocol_for(width: int) -> Protocol:
@@ -268,12 +279,12 @@ def relevancy_maps(
     prompts: Sequence[str],
     shape: tuple[int, int],
 ) -> Tensor:
-    """[L, H, W, Q] in (0, 1), of a view on a grid of its photo, one level for each of `asked`; 0 where nothing is."""
+    """[L, H, W, Q] in (0, 1), of a view on a grid of its photo, one level for each of `asked`; see `where_shown`."""
     texts = language.texts.of(prompts)
     levels = []
     for embeddings in asked:
         answer = language.as_taken(index, language.view(index, embeddings).ask(texts))
-        levels.append(torch.where(answer.alpha[..., None] > _OPAQUE, answer.relevancy, 0.0))
+        levels.append(where_shown(answer.relevancy, answer.alpha))
     maps = torch.stack(levels)
     if maps.shape[1:3] == shape:
         return maps

@@ -16,7 +16,14 @@ from gsfields import cli
 from gsfields.data.language_features import TextEmbeddings
 from gsfields.fields.relevancy import CANONICAL, relevancy
 from gsfields.fit import language_files, language_runs, texts
-from gsfields.fit.language_files import evaluate_openvocab, protocol_for, query, relevancy_maps, scored
+from gsfields.fit.language_files import (
+    evaluate_openvocab,
+    protocol_for,
+    query,
+    relevancy_maps,
+    scored,
+    where_shown,
+)
 from gsfields.fit.language_runs import Language, fit_language
 from gsfields.language_config import LanguageConfig
 from tests.fit.tiny_room import TEST, TinyRoom, layered_room
@@ -136,6 +143,40 @@ def test_scores(spoken):
         (elsewhere / ROOM.stem(i)).rename(elsewhere / f"other_{i}")
     with pytest.raises(ValueError, match=r"none of the 2 labelled views .* is in the data"):
         evaluate_openvocab(run, truth=elsewhere)
+
+
+def test_what_is_empty_has_the_least_relevancy():
+    """Of each map by itself; and a prompt is nowhere where there is nothing."""
+    maps = torch.rand(2, 5, 6, 3, generator=torch.Generator().manual_seed(0)) * 0.1 + 0.5
+    alpha = torch.ones(5, 6)
+    alpha[:2] = 0.5
+    found = where_shown(maps, alpha)
+    assert torch.equal(found[:, 2:], maps[:, 2:])
+    assert torch.equal(found[:, :2], maps[:, 2:].amin(dim=(1, 2), keepdim=True).expand(2, 2, 6, 3))
+    assert bool((where_shown(maps, torch.zeros(5, 6)) == 1).all())  # no range, no mask
+
+
+@pytest.mark.parametrize("scales", ["prompt", "composite"])
+def test_images_mean_something_else_than_texts(spoken, tmp_path, scales):
+    """Embeddings of images lie far from those of texts, all to the same side: no relevancy is far from a half. Some
+    pixels show nothing. Masks are cut from what the others say.
+    """
+    _, data = spoken
+    shutil.copytree(data, tmp_path / "data")
+    aside = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(1)))[0][-1].numpy()
+    for path in (tmp_path / "data").glob("language_features/*_f.npy"):
+        own = 0.15 * np.load(path).astype(np.float32) + aside
+        np.save(path, own / np.linalg.norm(own, axis=1, keepdims=True))
+    far = ROOM.run(tmp_path / "run", tmp_path / "data")
+    fit(far)
+    overrides = [("scales", scales)]
+    maps = Language.open(far, overrides=overrides).ask(TEST[0], ["red"])
+    shown = maps.relevancy[maps.alpha > 0.5]
+    assert 0.45 < shown.min() < shown.max() < 0.85 and (maps.alpha <= 0.5).any()
+    query(far, ["red"], overrides=overrides, out=tmp_path / "out")
+    mask = torch.from_numpy(np.asarray(Image.open(tmp_path / "out" / "masks" / "1.png")) > 0)
+    red = ROOM.photo(TEST[0])[1] == 1
+    assert (mask & red).sum() > 0.4 * (mask | red).sum()
 
 
 def test_labels_on_another_grid(spoken):
