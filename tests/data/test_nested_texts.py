@@ -167,8 +167,22 @@ def test_small_crops_are_noisier_and_part_of_the_noise_lasts():
     assert merged @ clean == pytest.approx(merged @ encoder.crop(Meaning("lamp")), abs=1e-9)
 
 
+def test_a_gap_sets_crops_apart_from_texts_and_nothing_else():
+    def seen(gap, meaning=MUG):
+        encoder = TextEncoder(Vocabulary(seed=0), TextConfig(gap=gap))
+        return encoder, encoder.seen({meaning: 1.0}, USUAL_AREA, "a", np.random.default_rng(0))
+
+    (plain, before), (encoder, after) = seen(0.0), seen(0.9)
+    assert np.array_equal(plain.text(MUG), encoder.text(MUG)) and np.linalg.norm(after) == pytest.approx(1)
+    for meaning in (MUG, Meaning("lamp")):
+        text = plain.text(meaning)
+        assert after @ text == pytest.approx(np.sqrt(1 - 0.9**2) * before @ text, abs=0.12)
+    assert after @ plain.text(MUG) > after @ plain.text(Meaning("lamp"))
+    assert after @ seen(0.9, Meaning("lamp"))[1] > 0.8 > before @ seen(0.0, Meaning("lamp"))[1]
+
+
 @pytest.mark.parametrize(
-    "bad", [{"whole": -1}, {"text_cosine": 0}, {"lasting": 1.5}, {"contents": "much"}], ids=str
+    "bad", [{"gap": 1.0}, {"whole": -1}, {"text_cosine": 0}, {"lasting": 1.5}, {"contents": "much"}], ids=str
 )
 def test_bad_settings_are_named(bad):
     (name,) = bad
