@@ -17,7 +17,6 @@ from gsfields.fit.language import LanguageTrainer, Lesson
 from gsfields.fit.language_labels import LanguageLabels
 from gsfields.fit.showing import render_view
 from gsfields.language_config import NestedConfig
-from gsfields.losses.nested import hierarchical
 from gsfields.plans import Plan
 
 CHUNK = 32
@@ -44,18 +43,15 @@ class ChunkedTrainer(LanguageTrainer):
             everything = torch.optim.Adam([self.field.theta], lr=config.rate, eps=1e-15, fused=True)
             self.optimizers = (everything, *self.optimizers[1:])
 
-    def loss(self, lesson: Lesson) -> Tensor:
+    def blended(self, lesson: Lesson) -> Tensor:
         plan, values = self._seen(lesson.view)
         pixels = None if self.habits.whole else lesson.pixels
         parts = [plan.blend(part, pixels=pixels) for part in values.split(self.habits.chunk, dim=-1)]
-        blended = torch.cat(parts, dim=-1)
+        image = torch.cat(parts, dim=-1)
         if self.habits.whole:
             x, y = lesson.pixels.unbind(dim=1)
-            blended = blended[y, x]
-        theta = self.field.embed(blended / lesson.alpha[:, None])
-        return hierarchical(
-            theta, self.field.projection, lesson.length, lesson.target, cosine=self.config.cosine
-        )
+            image = image[y, x]
+        return image / lesson.alpha[:, None]
 
     def _seen(self, index: int) -> tuple[Plan, Tensor]:
         """A view's plan, and the values of the Gaussians that it is of."""

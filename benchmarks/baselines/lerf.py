@@ -56,10 +56,8 @@ class Trainer(LanguageTrainer):
 
     def loss(self, lesson: Lesson) -> Tensor:
         """Summed over the numbers of an embedding, mean over pixels."""
-        plan, rows = self.views.drawn(lesson.view, lesson.pixels)
-        blended = plan.blend(self.field.values(rows), pixels=lesson.pixels) / lesson.alpha[:, None]
         scales = 1 - lesson.length.float() / self.config.dim
-        found = self.field.at(blended, scales)
+        found = self.field.at(self.blended(lesson), scales)
         return huber_loss(found, lesson.target, reduction="sum", delta=_DELTA) / len(found)
 
 

@@ -60,7 +60,7 @@ class PromptScales:
     phrases: Tensor
     temperature: float = 0.02
     heed: float = 0.5  # share of the prior that follows what segments said of a Gaussian; the rest is even
-    _last: Met | None = field(default=None, repr=False)
+    _last: Met | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         shape = list(self.phrases.shape)

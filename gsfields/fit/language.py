@@ -85,12 +85,15 @@ class LanguageTrainer:
 
     def loss(self, lesson: Lesson) -> Tensor:
         """Equation 4.5 of the pixels of a lesson."""
-        plan, rows = self.views.drawn(lesson.view, lesson.pixels)
-        blended = plan.blend(self.field.values(rows), pixels=lesson.pixels) / lesson.alpha[:, None]
-        theta = self.field.embed(blended)
+        theta = self.field.embed(self.blended(lesson))
         return hierarchical(
             theta, self.field.projection, lesson.length, lesson.target, cosine=self.config.cosine
         )
+
+    def blended(self, lesson: Lesson) -> Tensor:
+        """[P, C] the field's values as the pixels of a lesson show them, over alpha."""
+        plan, rows = self.views.drawn(lesson.view, lesson.pixels)
+        return plan.blend(self.field.values(rows), pixels=lesson.pixels) / lesson.alpha[:, None]
 
     @torch.no_grad()
     def lesson(self, index: int) -> Lesson | None:

@@ -82,9 +82,9 @@ def query(
     """Ask a view of a run for prompts and write what it answers into a folder, whole or not at all.
 
     The folder (RUN/language/queries by default) holds, for the prompt number k from 1 on, relevancy/<k>.png (16 bits,
-    65535 = 1), masks/<k>.png, of all prompts gaussians.npy (float32 [N, Q], relevancy of each Gaussian), queries.json
-    and sheet.png: the photo, relevancy and mask of each prompt. An earlier answer there is replaced. overrides: of the
-    section query of the configuration.
+    65535 = 1; see `where_shown`), masks/<k>.png, of all prompts gaussians.npy (float32 [N, Q], relevancy of each
+    Gaussian), queries.json and sheet.png: the photo, relevancy and mask of each prompt. An earlier answer there is
+    replaced. overrides: of the section query of the configuration.
 
     Raises ValueError for bad arguments, FileNotFoundError where something is missing.
     """
@@ -132,12 +132,15 @@ def selected(scores: Tensor, protocol: Protocol) -> Tensor:
 
 
 def where_shown(relevancy: Tensor, alpha: Tensor) -> Tensor:
-    """Relevancy [..., H, W, Q] by what alpha [H, W] shows: where that is nothing, the least that a map has elsewhere.
+    """Relevancy [..., H, W, Q] by what alpha [H, W] shows: where that is nothing, the least that a map has elsewhere,
+    and 0 in a view of nothing at all.
 
     Masks are cut at a share of a map's range, which ends at what the scene says: relevancies of real embeddings may all
     lie between 0.4 and 0.6, and some empty pixels of 0 would put everything else into the mask.
     """
     seen = alpha[..., None] > _OPAQUE
+    if not bool(seen.any()):
+        return torch.zeros_like(relevancy)
     least = torch.where(seen, relevancy, 1.0).amin(dim=(-3, -2), keepdim=True)
     return torch.where(seen, relevancy, least)
 

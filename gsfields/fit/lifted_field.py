@@ -9,6 +9,7 @@ it. So φ(s) is what segments of about that scale say, and where none says anyth
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,11 +43,11 @@ def lifted(
     said_by = torch.zeros(len(views), groups)
     instead, by_any = mean_said(views, labels, 1, 0)
     least = (_SHARE * by_any).clamp_min(_SEEN)
-    step = max(1, _HELD // labels.width)
+    step = _rows_held(labels.width)
     for group, (start, stop) in enumerate(
         tqdm(list(pairwise(group_bounds(dim, groups))), disable=not progress, desc="lifting")
     ):
-        means, total = mean_said(views, labels, groups, group)
+        means, total = (instead, by_any) if groups == 1 else mean_said(views, labels, groups, group)
         said_by[:, group] = total
         heard = total > least
         if group == 0:
@@ -90,7 +91,7 @@ def mean_said(views: FrozenViews, labels: LanguageLabels, groups: int, group: in
     their embeddings are summed by what is not zero of that.
     """
     sums, total = torch.zeros(len(views), labels.width), torch.zeros(len(views))
-    records = _Records()
+    records: list[_Said] = []
     for index in labels.indices:
         teachers, camera = labels.of(index), views.view(index).camera
         rows, shares = shares_of(teachers, groups, group)
@@ -99,59 +100,47 @@ def mean_said(views: FrozenViews, labels: LanguageLabels, groups: int, group: in
         plan, drawn = views.drawn(index)
         found = plan.lift(shares.view(camera.height, camera.width, -1)).sums
         total.index_add_(0, drawn, found.sum(dim=1))
-        records.add(drawn, found, teachers.embeddings[rows])
-        if records.count > _HELD:
-            records.sum_into(sums)
-    records.sum_into(sums)
+        row, segment = found.nonzero(as_tuple=True)
+        records.append(_Said(drawn[row], segment, found[row, segment], teachers.embeddings[rows]))
+        if sum(len(said.who) for said in records) > _HELD:
+            _add_said(sums, records)
+            records.clear()
+    _add_said(sums, records)
     return sums.div_(total.clamp_min(1e-12)[:, None]), total
 
 
-class _Records:
-    """Weights of segments for Gaussians, and the segments' embeddings, until they are summed."""
+class _Said(NamedTuple):
+    """What the m segments of a view say, of which r times one says something of a Gaussian."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self._who: list[Tensor] = []
-        self._which: list[Tensor] = []
-        self._weights: list[Tensor] = []
-        self._embeddings: list[Tensor] = []
-        self._segments = 0
-
-    def add(self, who: Tensor, weights: Tensor, embeddings: Tensor) -> None:
-        """Of Gaussians who [M]: weights [M, m] of segments with embeddings [m, E]."""
-        row, segment = weights.nonzero(as_tuple=True)
-        self._who.append(who[row].int())
-        self._which.append((segment + self._segments).int())
-        self._weights.append(weights[row, segment])
-        self._embeddings.append(embeddings)
-        self._segments += len(embeddings)
-        self.count += len(row)
-
-    def sum_into(self, sums: Tensor) -> None:
-        """Adds to rows of sums [N, E] their weighted embeddings, and forgets them."""
-        if self.count:
-            who, order = torch.cat(self._who).sort(stable=True)
-            which, weights = torch.cat(self._which)[order], torch.cat(self._weights)[order]
-            embeddings = torch.cat(self._embeddings)
-            rows, counts = who.unique_consecutive(return_counts=True)
-            ends = counts.cumsum(0).int()
-            for some in _parts(len(rows), sums.shape[1]):
-                first, last = int(ends[some][0] - counts[some][0]), int(ends[some][-1])
-                added = embedding_bag(
-                    which[first:last],
-                    embeddings,
-                    (ends[some] - counts[some]).int() - first,
-                    per_sample_weights=weights[first:last],
-                    mode="sum",
-                )
-                sums.index_add_(0, rows[some], added)
-        self.__init__()  # type: ignore[misc]
+    who: Tensor  # [r] Gaussians
+    which: Tensor  # [r] segments
+    weights: Tensor  # [r]
+    embeddings: Tensor  # [m, E]
 
 
-def _parts(count: int, width: int) -> list[slice]:
-    """Of `count` rows of `width` numbers: so many at a time that what is made of them is small beside the whole."""
-    step = max(1, _HELD // width)
-    return [slice(start, start + step) for start in range(0, count, step)]
+def _add_said(sums: Tensor, records: list[_Said]) -> None:
+    """Adds to the rows of sums [N, E] the weighted embeddings of what is said of each Gaussian."""
+    if not records:
+        return
+    firsts = torch.tensor([0, *(len(said.embeddings) for said in records[:-1])]).cumsum(0)
+    who, order = torch.cat([said.who for said in records]).sort(stable=True)
+    which = torch.cat([said.which + first for said, first in zip(records, firsts)])[order]
+    weights = torch.cat([said.weights for said in records])[order]
+    embeddings = torch.cat([said.embeddings for said in records])
+    rows, counts = who.unique_consecutive(return_counts=True)
+    ends = counts.cumsum(0)
+    for some in torch.arange(len(rows)).split(_rows_held(sums.shape[1])):
+        if len(some):
+            starts = ends[some] - counts[some]
+            first, last = int(starts[0]), int(ends[some[-1]])
+            bags = which[first:last], embeddings, starts - first
+            added = embedding_bag(*bags, per_sample_weights=weights[first:last], mode="sum")
+            sums.index_add_(0, rows[some], added)
+
+
+def _rows_held(width: int) -> int:
+    """How many rows of `width` numbers are worked on at a time: little beside all of them."""
+    return max(1, _HELD // width)
 
 
 def shares_of(teachers: ViewTeachers, groups: int, group: int) -> tuple[Tensor, Tensor]:
@@ -166,4 +155,4 @@ def shares_of(teachers: ViewTeachers, groups: int, group: int) -> tuple[Tensor, 
     level, pixel = (where >= 0).nonzero(as_tuple=True)
     shares = torch.zeros(teachers.covers.shape[1], len(rows))
     shares.index_put_((pixel, where[level, pixel]), torch.ones(len(pixel)), accumulate=True)
-    return rows, shares / shares.sum(dim=1, keepdim=True).clamp_min(1)
+    return rows, shares.div_(shares.sum(dim=1, keepdim=True).clamp_min(1))
