@@ -141,6 +141,19 @@ struct AdamArgs {
   S rate, beta1, beta2, eps;
 };
 
+// Sums of bags of rows (ops/rows.py). A bag has members, each with a share; which row a member has, `place` tells.
+template <class S>
+struct BagArgs {
+  int64_t n, dim, things, listed;
+  const S* values;         // [n,D]
+  const int32_t* place;    // [things], below 0 for those without a row; null: thing i has row i
+  const int32_t* members;  // [listed] things, those of a bag after those of the bag before
+  const S* shares;         // [listed]
+  const int64_t* ends;     // where the members of each bag end
+  const int64_t* bags;     // [B] those that are asked for
+  S* sums;                 // [B,D]
+};
+
 // Embeddings of pixels compared with those of others (losses/pairs.py): exp(-x) or, of two exponentials, exp(exp(-x))
 // is what a pair counts, x being the distance or its square times the sharpness.
 template <class S>

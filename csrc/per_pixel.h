@@ -103,7 +103,7 @@ struct Splats {
           ids.size(0));
     const int32_t* id = in<int32_t>(ids);
     uint32_t largest = 0;  // a negative id wraps to a large one
-    for (int64_t i = 0; i < ids.size(0); ++i) largest = std::max(largest, uint32_t(id[i]));
+    for (int64_t i = 0, count = ids.size(0); i < count; ++i) largest = std::max(largest, uint32_t(id[i]));
     check(ids.size(0) == 0 || largest < n, "ids holds an index outside [0, N), N being ", n);
     if (!pixels) return;
     check(rises(*pixel_offsets, pixels->size(0)), "pixel_offsets must rise from 0 to the length of pixels, which is ",

@@ -1,10 +1,23 @@
-// The op on rows of a table: a step of Adam.
+// The ops on rows of a table: a step of Adam, and sums of bags of rows.
 #pragma once
+
+#include <algorithm>
+#include <limits>
 
 #include "kernel_args.h"
 #include "tensors.h"
 
 namespace gsfields {
+
+// Refuses numbers outside [low, high), where nothing else would.
+template <class I>
+void check_range(const I* numbers, int64_t count, int64_t low, int64_t high, const char* name, const char* limit) {
+  I least = std::numeric_limits<I>::max(), most = std::numeric_limits<I>::min();
+  for (int64_t i = 0; i < count; ++i) least = std::min(least, numbers[i]), most = std::max(most, numbers[i]);
+  if (count == 0) return;
+  check(most < high, name, " holds ", most, ", but must be below ", limit, "=", high);
+  check(least >= low, name, " holds ", least, ", but must be at least ", low);
+}
 
 template <class Backend>
 void adam_rows(const Tensor& table, const Tensor& first, const Tensor& second, const Tensor& powers,
@@ -21,9 +34,7 @@ void adam_rows(const Tensor& table, const Tensor& first, const Tensor& second, c
   in_place(table, "table", {N, D}), in_place(first, "first", {N, D}), in_place(second, "second", {N, D});
   in_place(powers, "powers", {N, {"2", 2}});
   if constexpr (Backend::kOnHost) {
-    const int64_t* row = in<int64_t>(rows);
-    for (int64_t i = 0; i < rows.size(0); ++i)
-      check(row[i] >= 0 && row[i] < N.size, "rows holds ", row[i], ", but must be in [0, N=", N.size, ")");
+    check_range(in<int64_t>(rows), rows.size(0), 0, N.size, "rows", "N");
   }
   with_scalar(like, [&](auto s) {
     using S = decltype(s);
@@ -32,6 +43,46 @@ void adam_rows(const Tensor& table, const Tensor& first, const Tensor& second, c
                         S(rate),        S(beta1),       S(beta2),          S(eps)};
     Backend::adam_rows(table, a, rows.size(0));
   });
+}
+
+template <class Backend>
+Tensor sum_bags(const Tensor& values_, const Optional& place_, const Tensor& members_, const Tensor& shares_,
+                const Tensor& ends_, const Tensor& bags_) {
+  const Like like(values_, "values");
+  const Tensor values = like(values_, "values", {{"M"}, {"C"}});
+  const int64_t n = values.size(0), dim = values.size(1);
+  const Optional place = place_ ? Optional(like.of(*place_, "place", ScalarType::Int, {{"N"}})) : std::nullopt;
+  const Tensor members = like.of(members_, "members", ScalarType::Int, {{"K"}});
+  const int64_t things = place ? place->size(0) : n, listed = members.size(0);
+  const Tensor shares = like(shares_, "shares", {{"K", listed}});
+  const Tensor ends = like.of(ends_, "ends", ScalarType::Long, {{"T"}});
+  const Tensor bags = like.of(bags_, "bags", ScalarType::Long, {{"B"}});
+  if constexpr (Backend::kOnHost) {
+    if (place) check_range(in<int32_t>(*place), things, INT32_MIN, n, "place", "M");
+    check_range(in<int32_t>(members), listed, 0, things, "members", "N");
+    check_range(in<int64_t>(bags), bags.size(0), 0, ends.size(0), "bags", "T");
+    const int64_t* const end = in<int64_t>(ends);
+    for (int64_t i = 0, count = ends.size(0); i < count; ++i)
+      check(end[i] >= (i ? end[i - 1] : 0) && end[i] <= listed, "ends holds ", end[i], " at ", i,
+            ", but must not fall, and be at most K=", listed);
+  }
+  const Tensor sums = make(values, {bags.size(0), dim});
+  with_scalar(like, [&](auto s) {
+    using S = decltype(s);
+    const BagArgs<S> a{n,
+                       dim,
+                       things,
+                       listed,
+                       in<S>(values),
+                       place ? in<int32_t>(*place) : nullptr,
+                       in<int32_t>(members),
+                       in<S>(shares),
+                       in<int64_t>(ends),
+                       in<int64_t>(bags),
+                       out<S>(sums)};
+    Backend::sum_bags(values, a, bags.size(0));
+  });
+  return sums;
 }
 
 }  // namespace gsfields

@@ -200,12 +200,34 @@ def test_a_tree_cut_again_is_as_a_new_fit(single, monkeypatch):
     options = ClusterOptions(min_samples=5, allow_single_cluster=single)
     cut = labeller(features, options)
     monkeypatch.setitem(sys.modules, "sklearn.cluster._hdbscan._tree", None)
+    monkeypatch.setattr(clustering, "_latest", None)
     anew = labeller(features, options)
     sizes = (5, 20, 60, 120, 300, 1000)
     for size in sizes:
         for value, expected in zip(cut(size), anew(size)):
             np.testing.assert_array_equal(value, expected)
     assert len({int(cut(size)[0].max()) for size in sizes}) > 2
+
+
+def test_the_same_features_are_prepared_once(monkeypatch):
+    """A sweep and the clustering after it share the tree; other features or options, and features changed in place,
+    do not.
+    """
+    made = []
+    prepared = clustering._prepared
+    monkeypatch.setattr(clustering, "_prepared", lambda *a: made.append(a) or prepared(*a))
+    monkeypatch.setattr(clustering, "_latest", None)
+    features = blobs([200, 90], 3, noise=0.5)[0]
+    chosen = sweep([features], [torch.ones(len(features), dtype=torch.long)], merge=False)
+    cluster(features, options=ClusterOptions(min_cluster_size=chosen.size))
+    assert len(made) == 1
+    cluster(features, options=ClusterOptions(min_cluster_size=chosen.size, min_samples=7))
+    assert len(made) == 2
+    array = features.double().numpy()
+    labeller(array, ClusterOptions())
+    array[0] += 1
+    labeller(array, ClusterOptions())
+    assert len(made) == 4
 
 
 def test_a_loose_whole_does_not_hide_its_parts():

@@ -1,6 +1,7 @@
 // All vectorised kernels, compiled once per instruction set (setup.py): GSFIELDS_ISA names this object's set.
 // Nothing here may emit a weak symbol; see kernels.h.
 #include "adam.h"
+#include "bags.h"
 #include "blend.h"
 #include "contrast.h"
 #include "project.h"
@@ -44,6 +45,7 @@ constexpr Kernels<S> table() {
           .ssim_rows = ssim_rows<S>,
           .ssim_backward_rows = ssim_backward_rows<S>,
           .adam_rows = adam_rows<S, L>,
+          .sum_bags = sum_bags<S, L>,
           .contrast_shared = contrast_shared<S, L>,
           .contrast_prepare = contrast_prepare<S, L>,
           .contrast_scratch = contrast_scratch<S, L>,

@@ -75,6 +75,8 @@ class TilePixels {
   }
 
   GSF_HD int groups() const { return a_.pixels ? (sampled_ + L - 1) / L : B::count; }
+  // Lanes that have a pixel, maybe outside the image: the first of the group.
+  GSF_HD int lanes(int group) const { return a_.pixels ? math::min(sampled_ - group * L, L) : L; }
   // Whether any of the group's pixels lies inside the image.
   GSF_HD bool inside(int group) const {
     return a_.pixels || (group % B::columns * B::width < pixels_x_ && group / B::columns * B::height < pixels_y_);
@@ -83,7 +85,7 @@ class TilePixels {
   GSF_HD uint64_t blocks(int group) const {
     if (!a_.pixels) return uint64_t(1) << group;
     uint64_t bits = 0;
-    for (int l = 0; l < L && group * L + l < sampled_; ++l) {
+    for (int l = 0; l < lanes(group); ++l) {
       const Place p = place(group, l);
       bits |= uint64_t(1) << ((p.y - y0) / B::height * B::columns + (p.x - x0) / B::width);
     }

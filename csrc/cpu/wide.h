@@ -22,6 +22,9 @@ constexpr int kRows = 8, kVectors = 2;
 constexpr int kRows = 4, kVectors = 2;
 #endif
 
+// Pixels sampled from a large image are often alone in their tile.
+constexpr int kFewRows = 2;
+
 // ---- storage -------------------------------------------------------------------------------------------------------
 
 template <class U, int L>
@@ -168,11 +171,10 @@ GSF_HD void multiply(const V* weights, int first_pixel, const int32_t* survivors
   }
 }
 
-template <int VC, class S, int L>
+template <int R, int VC, class S, int L>
 GSF_HD void blend_rows(const BlendArgs<S>& a, WideScratch<S, L>& s, int group, const int64_t* rows, int first_pixel,
                        int column, const Target<S>& t) {
   using V = typename Lanes<S, L>::V;
-  constexpr int R = kRows < L ? kRows : L;
   V acc[R][VC] = {};
   S* sums = s.sums + (group * L + first_pixel) * t.sums_stride + t.c0 + column;
   if (t.from_sums)
@@ -198,6 +200,16 @@ GSF_HD void blend_rows(const BlendArgs<S>& a, WideScratch<S, L>& s, int group, c
   }
 }
 
+// All of a panel's columns, for R pixels.
+template <int R, class S, int L>
+GSF_HD void blend_columns(const BlendArgs<S>& a, WideScratch<S, L>& s, int group, const int64_t* rows, int first_pixel,
+                          int width, const Target<S>& t) {
+  int column = 0;
+  for (; column + kVectors * L <= width; column += kVectors * L)
+    blend_rows<R, kVectors>(a, s, group, rows, first_pixel, column, t);
+  for (; column < width; column += L) blend_rows<R, 1>(a, s, group, rows, first_pixel, column, t);
+}
+
 // The products of one batch over all channels.
 template <class S, int L>
 GSF_HD void blend_batch(const BlendArgs<S>& a, const TilePixels<S, L>& tile, int count, bool from_sums, bool to_sums,
@@ -213,12 +225,13 @@ GSF_HD void blend_batch(const BlendArgs<S>& a, const TilePixels<S, L>& tile, int
       if (!tile.inside(g)) continue;
       int64_t rows[L];
       for (int l = 0; l < L; ++l) rows[l] = tile.place(g, l).row;
-      for (int pixel = 0; pixel < L; pixel += math::min(kRows, L)) {
-        int column = 0;
-        for (; column + kVectors * L <= width; column += kVectors * L)
-          blend_rows<kVectors>(a, s, g, rows, pixel, column, t);
-        for (; column < width; column += L) blend_rows<1>(a, s, g, rows, pixel, column, t);
-      }
+      constexpr int R = kRows < L ? kRows : L;
+      const int lanes = tile.lanes(g);
+      for (int pixel = 0; pixel < lanes; pixel += R)
+        if (lanes - pixel > kFewRows)
+          blend_columns<R>(a, s, g, rows, pixel, width, t);
+        else
+          blend_columns<kFewRows>(a, s, g, rows, pixel, width, t);
     }
   }
 }
@@ -258,7 +271,7 @@ GSF_HD void load_image(const LiftTileArgs<S>& a, const TilePixels<S, L>& tile, i
   const int64_t C = a.forward.channels;
   const int stored = int(math::max(math::min(int64_t(count), C - c0), int64_t(0)));
   for (int g = 0; g < tile.groups(); ++g)
-    for (int l = 0; l < L; ++l) {
+    for (int l = 0; l < tile.lanes(g); ++l) {
       S* out = s.sums + (g * L + l) * kPanel;
       const int64_t row = tile.place(g, l).row;
       for (int c = row < 0 ? 0 : stored / L * L; c < padded<L>(count); ++c) out[c] = 0;
@@ -268,9 +281,10 @@ GSF_HD void load_image(const LiftTileArgs<S>& a, const TilePixels<S, L>& tile, i
     }
 }
 
-// Adds to the records of R survivors, VC vectors of channels of each.
+// Adds to the records of R survivors, VC vectors of channels of each, from the first `lanes` pixels of a group.
 template <int R, int VC, class S, int L>
-GSF_HD void lift_rows(const WideScratch<S, L>& s, int group, int k, int column, S* records, int64_t record_size) {
+GSF_HD void lift_rows(const WideScratch<S, L>& s, int group, int lanes, int k, int column, S* records,
+                      int64_t record_size) {
   using V = typename Lanes<S, L>::V;
   V acc[R][VC];
   S* to[R];
@@ -280,22 +294,27 @@ GSF_HD void lift_rows(const WideScratch<S, L>& s, int group, int k, int column, 
   }
   const S* weights = reinterpret_cast<const S*>(s.weights[group] + k);
   const S* image = s.sums + group * L * kPanel + column;
-  for (int l = 0; l < L; ++l) {
+  const auto add = [&](int l) __attribute__((always_inline)) {
     V v[VC];
     for (int c = 0; c < VC; ++c) v[c] = load<V>(image + l * kPanel + c * L);
     for (int r = 0; r < R; ++r)
       for (int c = 0; c < VC; ++c) acc[r][c] += weights[r * L + l] * v[c];
-  }
+  };
+  if (lanes == L)  // a known number, so that it is unrolled
+    for (int l = 0; l < L; ++l) add(l);
+  else
+    for (int l = 0; l < lanes; ++l) add(l);
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < VC; ++c) __builtin_memcpy(to[r] + c * L, &acc[r][c], sizeof(V));
 }
 
 template <int VC, class S, int L>
-GSF_HD void lift_columns(const WideScratch<S, L>& s, int group, int column, S* records, int64_t record_size) {
+GSF_HD void lift_columns(const WideScratch<S, L>& s, int group, int lanes, int column, S* records,
+                         int64_t record_size) {
   const int n = s.n[group];
   int k = 0;
-  for (; k + kRows <= n; k += kRows) lift_rows<kRows, VC>(s, group, k, column, records, record_size);
-  for (; k < n; ++k) lift_rows<1, VC>(s, group, k, column, records, record_size);
+  for (; k + kRows <= n; k += kRows) lift_rows<kRows, VC>(s, group, lanes, k, column, records, record_size);
+  for (; k < n; ++k) lift_rows<1, VC>(s, group, lanes, k, column, records, record_size);
 }
 
 // The products of one batch; records: of its first Gaussian.
@@ -307,8 +326,8 @@ GSF_HD void lift_batch(const LiftTileArgs<S>& a, const TilePixels<S, L>& tile, S
     for (int g = 0; g < tile.groups(); ++g) {
       int column = 0;
       for (; column + kVectors * L <= width; column += kVectors * L)
-        lift_columns<kVectors>(s, g, column, records + c0, a.record_size);
-      for (; column < width; column += L) lift_columns<1>(s, g, column, records + c0, a.record_size);
+        lift_columns<kVectors>(s, g, tile.lanes(g), column, records + c0, a.record_size);
+      for (; column < width; column += L) lift_columns<1>(s, g, tile.lanes(g), column, records + c0, a.record_size);
     }
   }
 }

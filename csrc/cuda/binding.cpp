@@ -122,6 +122,11 @@ struct Cuda {
     run("adam_rows", table, [&](cudaStream_t stream) { return cuda::adam_rows(a, rows, stream); });
   }
 
+  template <class S>
+  static void sum_bags(const Tensor& values, const BagArgs<S>& a, int64_t bags) {
+    run("sum_bags", values, [&](cudaStream_t stream) { return cuda::sum_bags(a, bags, stream); });
+  }
+
  private:
   template <class F>
   static void run(const char* op, const Tensor& on, const F& launch) {
@@ -152,4 +157,5 @@ STABLE_TORCH_LIBRARY_IMPL(gsfields, CUDA, m) {
   m.impl("contrast", TORCH_BOX(&gsfields::contrast<gsfields::Cuda>));
   m.impl("contrast_backward", TORCH_BOX(&gsfields::contrast_backward<gsfields::Cuda>));
   m.impl("adam_rows", TORCH_BOX(&gsfields::adam_rows<gsfields::Cuda>));
+  m.impl("sum_bags", TORCH_BOX(&gsfields::sum_bags<gsfields::Cuda>));
 }

@@ -83,4 +83,7 @@ cudaError_t contrast(const ContrastArgs<S>& a, bool backward, cudaStream_t strea
 template <class S>
 cudaError_t adam_rows(const AdamArgs<S>& a, int64_t rows, cudaStream_t stream);
 
+template <class S>
+cudaError_t sum_bags(const BagArgs<S>& a, int64_t bags, cudaStream_t stream);
+
 }  // namespace gsfields::cuda

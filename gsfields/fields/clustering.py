@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, Literal, get_args
 
@@ -73,7 +73,28 @@ def drawn(count: int, options: ClusterOptions) -> np.ndarray:
 
 
 def labeller(features: np.ndarray, options: ClusterOptions) -> Labeller:
-    """The clustering of features [S, D], prepared so that sizes can be tried cheaply."""
+    """The clustering of features [S, D], prepared so that sizes can be tried cheaply.
+
+    The latest is kept: a sweep over sizes and the clustering that it is for ask about the same features.
+    """
+    global _latest
+    options = replace(options, min_cluster_size=None)
+    if _latest is None or _latest.options != options or not np.array_equal(_latest.features, features):
+        _latest = _Prepared(features.copy(), options, _prepared(features, options))
+    return _latest.labels
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    features: np.ndarray
+    options: ClusterOptions  # but for min_cluster_size
+    labels: Labeller
+
+
+_latest: _Prepared | None = None
+
+
+def _prepared(features: np.ndarray, options: ClusterOptions) -> Labeller:
     count = len(features)
     keep = np.ones(count, dtype=bool)
     if options.drop_outliers:

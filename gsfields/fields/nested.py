@@ -16,6 +16,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from gsfields import ops
+
 CANONICAL = ("object", "stuff", "thing", "part", "texture")  # phrases that weigh scales; relevancy has others
 _HELD = 1 << 24  # numbers of an intermediate that are held at once
 
@@ -226,6 +228,7 @@ class Triplane(nn.Module):
         )  # [12 N] points that read a texel, texel by texel
         self.register_buffer("shares", weights.float().flatten()[by_texel])  # [12 N] and by which weights
         self.register_buffer("ends", counts.cumsum(0))  # [T] where the list of each texel ends
+        self.register_buffer("reads", torch.arange(12, 12 * len(points) + 1, 12))  # [N] and of each point
         self.resolution = resolution
         self.table = nn.Parameter(spread * torch.randn(len(used), channels))
 
@@ -235,6 +238,7 @@ class Triplane(nn.Module):
     readers: Tensor
     shares: Tensor
     ends: Tensor
+    reads: Tensor
 
     def forward(self, rows: Tensor | None = None) -> Tensor:
         """[M, C] of the points `rows` (int64 [M], no two alike; default: all). The gradient of the table is sparse."""
@@ -252,35 +256,24 @@ class _Read(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, plane: Triplane, rows: Tensor) -> Tensor:
         ctx.plane, ctx.rows, ctx.shape = plane, rows, table.shape
-        texels, weights = plane.texels.index_select(0, rows), plane.weights.index_select(0, rows)
-        return _sums_of_bags(
-            table, texels.flatten(), weights.flatten(), 12 * torch.arange(len(rows)).to(rows)
-        )
+        read = plane.texels.flatten(), plane.weights.flatten().to(table), plane.reads
+        return ops.sum_bags(table, *read, rows)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         plane: Triplane = ctx.plane
         place = plane.readers.new_full((len(plane.texels),), -1)
         place[ctx.rows] = torch.arange(len(ctx.rows), dtype=place.dtype, device=place.device)
-        read = place.index_select(0, plane.readers)
-        asked = read >= 0
-        upto = asked.cumsum(0, dtype=torch.int32).index_select(0, plane.ends - 1)
-        counts = upto.diff(prepend=upto.new_zeros(1))
-        touched, chosen = counts.nonzero()[:, 0], asked.nonzero()[:, 0]
-        starts = (upto - counts).index_select(0, touched)
-        bags = read.index_select(0, chosen), plane.shares.index_select(0, chosen)
-        rows = _sums_of_bags(grad.contiguous(), *bags, starts)
+        touched = torch.zeros(ctx.shape[0], dtype=torch.bool, device=place.device)
+        texels = touched.index_fill_(0, plane.texels.index_select(0, ctx.rows).flatten().long(), True)
+        texels = texels.nonzero()[:, 0]
+        sums = ops.sum_bags(
+            grad.contiguous(), plane.readers, plane.shares.to(grad), plane.ends, texels, place=place
+        )
         found = torch.sparse_coo_tensor(
-            touched[None], rows, ctx.shape, is_coalesced=True, check_invariants=False
+            texels[None], sums, ctx.shape, is_coalesced=True, check_invariants=False
         )
         return found, None, None
-
-
-def _sums_of_bags(values: Tensor, index: Tensor, weights: Tensor, starts: Tensor) -> Tensor:
-    """[B, C]: bag b sums rows `index` of values [n, C] by their weights, from starts[b] to where the next begins."""
-    return nn.functional.embedding_bag(
-        index, values, starts.to(index), per_sample_weights=weights.to(values), mode="sum"
-    )
 
 
 def _bilinear(at: Tensor, resolution: int) -> tuple[Tensor, Tensor]:

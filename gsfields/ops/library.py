@@ -42,6 +42,7 @@ for _op in (
     "ssim",
     "contrast",
     "adam_rows",
+    "sum_bags",
 ):
     _refuse_cuda(_op)
 

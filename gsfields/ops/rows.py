@@ -1,9 +1,9 @@
-"""Steps of optimisation on some rows of a table."""
+"""Steps of optimisation on some rows of a table, and sums of rows."""
 
 import torch
 from torch import Tensor
 
-from gsfields.ops.library import native
+from gsfields.ops.library import native, same_device
 
 
 def adam_rows(
@@ -34,3 +34,36 @@ def adam_rows(
 @torch.library.register_fake("gsfields::adam_rows")
 def _(table, first, second, powers, rows, grads, rate, beta1, beta2, eps):  # type: ignore[no-untyped-def]
     return None
+
+
+def sum_bags(
+    values: Tensor,
+    members: Tensor,
+    shares: Tensor,
+    ends: Tensor,
+    bags: Tensor,
+    *,
+    place: Tensor | None = None,
+) -> Tensor:
+    """Sums of rows, [B, C]: of each bag that is asked for, over its members k, Σ shares[k] values[place[members[k]]].
+
+    As torch's embedding_bag, but the bags are listed once and for all, and a step asks for some of them, of whose
+    members only some have a row. No gradients: the adjoint is such a sum over the lists turned round.
+
+    Args:
+        values: [M, C] float32 or float64.
+        members: [K] int32, from 0 to N - 1, those of a bag after those of the bag before; shares: [K], of the dtype of
+            values.
+        ends: [T] int64, where the members of each bag end.
+        bags: [B] int64, from 0 to T - 1, in any order.
+        place: [N] int32, which row each member has, below 0 for those that have none; by default its own, N = M.
+
+    Numbers out of range are refused on the CPU; on a GPU they must not occur.
+    """
+    return torch.as_tensor(native.sum_bags(values, place, members, shares, ends, bags))
+
+
+@torch.library.register_fake("gsfields::sum_bags")
+def _(values, place, members, shares, ends, bags):  # type: ignore[no-untyped-def]
+    same_device(values=values, place=place, members=members, shares=shares, ends=ends, bags=bags)
+    return values.new_empty(len(bags), values.shape[1])

@@ -453,6 +453,31 @@ void test_adam(int64_t n, int64_t dim, const std::string& where) {
   }
 }
 
+// Bag b has b % 4 members, b and those after it, of which the even ones have a row; all are asked for.
+template <class S>
+void test_bags(int64_t n, int64_t dim, const std::string& where) {
+  Array<S> values(n * dim), sums(n * dim);
+  Array<int32_t> place(n);
+  Array<int64_t> ends(n), bags(n);
+  int64_t listed = 0;
+  for (int64_t b = 0; b < n; ++b) listed += b % 4, ends[b] = listed, bags[b] = b, place[b] = b % 2 ? -1 : int32_t(b);
+  Array<int32_t> members(listed);
+  Array<S> shares(listed);
+  for (int64_t b = 0, k = 0; b < n; ++b)
+    for (int64_t j = 0; j < b % 4; ++j, ++k) members[k] = int32_t((b + j) % n), shares[k] = S(k % 5 - 2);
+  for (int64_t i = 0; i < n * dim; ++i) values[i] = S(i % 13 - 6), sums[i] = S(99);
+  kernels().of<S>().sum_bags(
+      {n, dim, n, listed, values.get(), place.get(), members.get(), shares.get(), ends.get(), bags.get(), sums.get()},
+      0, n);
+  for (int64_t b = 0; b < n; ++b)
+    for (int64_t c = 0; c < dim; ++c) {
+      double expected = 0;
+      for (int64_t k = b ? ends[b - 1] : 0; k < ends[b]; ++k)
+        if (members[k] % 2 == 0) expected += double(shares[k]) * double(values[members[k] * dim + c]);
+      check(sums[b * dim + c] == S(expected), where + "a sum of a bag");  // of whole numbers
+    }
+}
+
 template <class S>
 void test_all(const std::string& where) {
   const Size sizes[] = {{0, 1, 3, 17, 5},     {0, 0, 1, 16, 16},    {5, 0, 3, 20, 20},   {1, 1, 1, 1, 1},
@@ -479,7 +504,8 @@ void test_all(const std::string& where) {
            {1, 1, 1}, {3, 40, 3}, {33, 17, 16}, {70, 64, 5}, {130, 90, 37}, {5, 0, 2}, {0, 5, 2}})
     for (const bool own_partner : {true, false}) test_contrast<S>(n, m, dim, own_partner, where);
   for (const auto& [n, dim] : std::vector<std::array<int64_t, 2>>{{0, 3}, {1, 1}, {9, 16}, {20, 37}})
-    test_adam<S>(n, dim, where);
+    test_adam<S>(n, dim, where), test_bags<S>(n, dim, where);
+  test_bags<S>(50, 150, where);
 }
 
 }  // namespace

@@ -108,6 +108,7 @@ struct Cpu {
   }
   static void contrast(const ContrastArgs<double>& a, bool backward) { cpu::contrast(a, backward, threads()); }
   static void adam_rows(const AdamArgs<double>& a, int64_t rows) { kernels().adam_rows(a, 0, rows); }
+  static void sum_bags(const BagArgs<double>& a, int64_t bags) { kernels().sum_bags(a, 0, bags); }
 };
 
 struct Cuda {
@@ -161,6 +162,7 @@ struct Cuda {
   }
   static void contrast(const ContrastArgs<float>& a, bool backward) { finish(cuda::contrast(a, backward, stream)); }
   static void adam_rows(const AdamArgs<float>& a, int64_t rows) { finish(cuda::adam_rows(a, rows, stream)); }
+  static void sum_bags(const BagArgs<float>& a, int64_t bags) { finish(cuda::sum_bags(a, bags, stream)); }
 };
 
 // ---- scenes --------------------------------------------------------------------------------------------------------
@@ -460,6 +462,30 @@ Results adam_rows(int64_t n, int64_t dim) {
   return {table.numbers(), first.numbers(), second.numbers(), powers.numbers()};
 }
 
+// Bags of 0 to 4 members, of which every third has no row; asked for from the last to the first, but one in five.
+template <class B>
+Results sum_bags(int64_t n, int64_t dim, bool placed) {
+  using S = typename B::Scalar;
+  Random rng{std::mt19937(9)};
+  const Array<S> values(rng.numbers(n * dim, -1, 1));
+  std::vector<int32_t> place(static_cast<size_t>(n)), members;
+  std::vector<int64_t> ends, bags;
+  for (int64_t i = 0; i < n; ++i) place[size_t(i)] = i % 3 ? int32_t(n - 1 - i) : -1;
+  for (int64_t bag = 0; bag < n; ++bag) {
+    for (int64_t k = 0; k < bag % 5; ++k) members.push_back(int32_t((bag * 7 + k * 3) % n));
+    ends.push_back(int64_t(members.size()));
+    if (bag % 5 != 2) bags.insert(bags.begin(), bag);
+  }
+  const int64_t listed = int64_t(members.size()), count = int64_t(bags.size());
+  const Array<S> shares(rng.numbers(listed, -1, 1)), sums(count * dim);
+  const Array<int32_t> places(place), things(members);
+  const Array<int64_t> all_ends(ends), asked(bags);
+  B::sum_bags({n, dim, n, listed, values.get(), placed ? places.get() : nullptr, things.get(), shares.get(),
+               all_ends.get(), asked.get(), sums.get()},
+              count);
+  return {sums.numbers()};
+}
+
 // ---- comparison ----------------------------------------------------------------------------------------------------
 
 // A number may be off by `tolerance` of the largest. A few may be off by more, where rounding decides whether a pair is
@@ -530,6 +556,9 @@ int main() {
                 contrast<Cpu>(pixels, others, dim, squared), 1e-4, 0);
     for (const auto& [n, dim] : {std::array<int64_t, 2>{300, 5}, {9, 70}, {0, 3}})
       compare(name + "adam", adam_rows<Cuda>(n, dim), adam_rows<Cpu>(n, dim), 1e-5, 0);
+    for (const auto& [n, dim] : {std::array<int64_t, 2>{300, 5}, {9, 70}, {0, 3}})
+      for (const bool placed : {false, true})
+        compare(name + "bags", sum_bags<Cuda>(n, dim, placed), sum_bags<Cpu>(n, dim, placed), 1e-5, 0);
     for (const auto& [images, height, width, count] :
          {std::array<int64_t, 4>{2, 60, 37, 3}, {1, 3, 200, 1}, {1, 20, 5, 7}, {0, 5, 5, 3}})
       compare(name + "ssim", ssim<Cuda>(images, height, width, count), ssim<Cpu>(images, height, width, count), 1e-5,

@@ -68,6 +68,9 @@ def samples(dtype: torch.dtype, n: int, views: int) -> dict[str, tuple]:
         "ssim_backward": (image1, image2, *native.ssim(image1, image2)[1:], image1),
         "contrast": (*pairs, *kind),
         "contrast_backward": (*pairs, native.contrast(*pairs, *kind)[1], features[:, 0].clone(), *kind, True),
+        "sum_bags": (
+            features, segments.clone(), segments, features[:, 0].clone(), torch.arange(n), torch.arange(n).flip(0)
+        ),
         "adam_rows": (*averages, features.new_ones(n, 2), torch.arange(n), features, 0.1, 0.9, 0.99, 1e-8),
     }  # fmt: skip
 
