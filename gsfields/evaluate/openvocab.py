@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from gsfields.data.openvocab_labels import QueryTruth as QueryTruth  # of which all of this is
+from gsfields.evaluate.windows import mirrored, running_sums, window_pixels, window_sums
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ def majority(mask: Tensor, protocol: Protocol = LANGSPLAT) -> Tensor:
         # of the only row or column of a thin image nothing is left, nor a majority
         counted[-1], counted[:, -1] = False, False
     small = torch.int16 if protocol.window < 128 else torch.int32  # either holds 2 window²
-    ones = _window_sums((mask & counted).to(small), half, half)
-    pixels = _window_pixels(counted[:, 0], half, half)[:, None] * _window_pixels(counted[0], half, half)
+    ones = window_sums((mask & counted).to(small), half, half)
+    pixels = window_pixels(counted[:, 0], half, half)[:, None] * window_pixels(counted[0], half, half)
     return 2 * ones > pixels
 
 
@@ -124,56 +125,11 @@ def _blurred(values: Tensor, protocol: Protocol) -> Tensor:
     after = protocol.kernel - 1 - before
     if protocol.borders == "ignored":
         inside = torch.ones_like(values, dtype=torch.bool)
-        pixels = [_window_pixels(line, before, after) for line in (inside[:, 0], inside[0])]
-        return _window_sums(values, before, after) / (pixels[0][:, None] * pixels[1])
+        pixels = [window_pixels(line, before, after) for line in (inside[:, 0], inside[0])]
+        return window_sums(values, before, after) / (pixels[0][:, None] * pixels[1])
     for dim in (1, 0):
-        values = _running_sums(_mirrored(values, before, after, dim), protocol.kernel, dim)
+        values = running_sums(mirrored(values, before, after, dim), protocol.kernel, dim)
     return values / protocol.kernel**2
-
-
-def _mirrored(values: Tensor, before: int, after: int, dim: int) -> Tensor:
-    """[H, W] that goes on for `before` and `after` pixels along dim, mirrored at its outer pixels, which are
-    not repeated (reflect-101), as often as it takes.
-    """
-    n = values.shape[dim]
-    period = max(2 * (n - 1), 1)
-    index = torch.cat((torch.arange(-before, 0), torch.arange(n, n + after))) % period
-    outside = values.index_select(dim, torch.minimum(index, (period - index) % period).to(values.device))
-    return torch.cat((outside.narrow(dim, 0, before), values, outside.narrow(dim, before, after)), dim)
-
-
-def _window_sums(values: Tensor, before: int, after: int) -> Tensor:
-    """[H, W] -> [H, W]: sums over the window from -before to +after in both directions, 0 outside."""
-    values = torch.nn.functional.pad(values, (before, after, before, after))
-    size = before + 1 + after
-    return _running_sums(_running_sums(values, size, 1), size, 0)
-
-
-def _window_pixels(counted: Tensor, before: int, after: int) -> Tensor:
-    """int64 [n]: how many of the pixels, bool [n], are in the window around each."""
-    padded = torch.nn.functional.pad(counted.long()[None], (before, after))
-    return _running_sums(padded, before + 1 + after, 1)[0]
-
-
-def _running_sums(values: Tensor, size: int, dim: int) -> Tensor:
-    """Sums of `size` neighbours in [H, W], of which there are n - size + 1 along dim.
-
-    Sums of 1, 2, 4, … neighbours are each made of the last, and those that add up to `size` are added: 2 log₂
-    size additions a pixel, in one order for all, so that equal windows have equal sums, which running totals
-    do not give.
-    """
-    length = values.shape[dim] - size + 1
-    total, start, span = None, 0, 1
-    while True:
-        if size & span:
-            part = values.narrow(dim, start, length)
-            total, start = part if total is None else total + part, start + span
-        if 2 * span > size:
-            assert total is not None
-            return total
-        left = values.shape[dim] - span
-        values = values.narrow(dim, 0, left) + values.narrow(dim, span, left)
-        span *= 2
 
 
 def iou(predicted: Tensor, truth: Tensor) -> float:
