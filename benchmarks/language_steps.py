@@ -3,7 +3,7 @@ beside the same step where 32 channels of whole images are blended at a time, as
 
 Every view is cut into two levels of segments: cells of space, and groups of cells, each with an embedding. Steps are
 timed in turn in one process, with the plans of ours cached; peaks of memory are each of a process of its own. All are
-on the CPU; the walks of the baselines are our kernels'.
+on the CPU; the walks of the baselines are our kernels'. Model `lifted` takes no steps: what is measured is all of it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import dataclasses
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,13 +39,15 @@ from gsfields.files import to_json
 from gsfields.fit.frozen import FrozenViews
 from gsfields.fit.language import LanguageTrainer, Lesson
 from gsfields.fit.language_labels import LanguageLabels
+from gsfields.fit.lifted_field import lifted
 from gsfields.gaussians import SH_C0, Gaussians
 from gsfields.language_config import NestedConfig
 from gsfields.losses.nested import hierarchical
 from gsfields.plans import Plan
 
 TARGET = 5.0  # times the steps per second of the baseline
-MODELS = ("triplane", "direct")
+TRAINED = ("triplane", "direct")
+MODELS = (*TRAINED, "lifted")
 WAYS: dict[str, Habits | None] = {
     "ours": None,
     "32 channels at a time, of the same pixels": Habits(whole=False, anew=False),
@@ -214,6 +217,29 @@ def peak(s: Setting, model: str, way: str) -> float:
         return peak_mib(trainer.train_step)
 
 
+def lifting(s: Setting) -> dict[str, float]:
+    """Seconds of lifting from all views, and MiB that a second time takes at its worst. The plans are there."""
+    torch.set_num_threads(s.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        lessons = Lessons.of(s, folder)
+        config = lessons.config
+
+        def lift() -> int:
+            theta = lifted(lessons.views, lessons.labels, config.dim, config.groups).theta
+            return theta.numel() * theta.element_size()
+
+        started = time.monotonic()
+        embeddings = lift()
+        seconds = time.monotonic() - started
+        return {
+            "gaussians": len(lessons.views),
+            "views": len(lessons.labels.indices),
+            "seconds": seconds,
+            "mib": peak_mib(lift),
+            "embeddings_mib": embeddings / 2**20,
+        }
+
+
 def held(trainer: LanguageTrainer) -> dict[str, float]:
     """MiB of what a fit keeps."""
 
@@ -238,15 +264,17 @@ class Found:
     peaks: dict[str, float]  # MiB, by way
 
 
-def measure(s: Setting, seconds: float) -> dict[str, Found]:
-    """By model."""
+def measure(s: Setting, seconds: float, models: Sequence[str]) -> dict[str, Found]:
+    """By model, of those that are trained."""
+    if not models:
+        return {}
     with tempfile.TemporaryDirectory() as folder:
-        return _measured(s, seconds, Lessons.of(s, folder))
+        return _measured(s, seconds, models, Lessons.of(s, folder))
 
 
-def _measured(s: Setting, seconds: float, lessons: Lessons) -> dict[str, Found]:
+def _measured(s: Setting, seconds: float, models: Sequence[str], lessons: Lessons) -> dict[str, Found]:
     found = {}
-    for model in MODELS:
+    for model in models:
         trainers = {way: lessons.trainer(model, way) for way in WAYS}
         tasks = {way: Task(lambda _, t=trainer: t.train_step()) for way, trainer in trainers.items()}  # type: ignore[misc]
         steps = interleaved(tasks, Effort(seconds))
@@ -265,7 +293,7 @@ def _measured(s: Setting, seconds: float, lessons: Lessons) -> dict[str, Found]:
 # ------------------------------------------------------------------------------------------------------------ tables
 
 
-def report(found: dict[str, Found], about: str) -> str:
+def report(found: dict[str, Found], lifts: dict[str, float], about: str) -> str:
     """Markdown."""
     sections = ["# A step of training language", about]
     for model, of in found.items():
@@ -287,6 +315,12 @@ def report(found: dict[str, Found], about: str) -> str:
             ),
             "Held all along, MiB: " + ", ".join(f"{k} {v:,.0f}" for k, v in of.held.items()) + ".",
         ]
+    if lifts:
+        sections += [
+            "## lifted",
+            f"{lifts['gaussians']:,.0f} Gaussians from {lifts['views']:.0f} views: {lifts['seconds']:.1f} s, "
+            f"{lifts['mib']:,.0f} MiB at its worst, of which {lifts['embeddings_mib']:,.0f} are the embeddings.",
+        ]
     return "\n\n".join(sections)
 
 
@@ -297,7 +331,17 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         width, height = (int(number) for number in asked.size.split("x"))
         s = Setting(asked.scene, asked.count, width, height, asked.views, asked.pixels, asked.threads)
-        found = measure(s, asked.seconds)
+        models = asked.models.split(",")
+        if unknown := [model for model in models if model not in MODELS]:
+            raise ValueError(f"models must be of {', '.join(MODELS)}, but has {unknown[0]!r}")
+        found = measure(s, asked.seconds, [model for model in TRAINED if model in models])
+        lifts = (
+            in_subprocess(
+                "benchmarks.language_steps", dataclasses.asdict(s) | {"model": "lifted"}, timeout=3600
+            )
+            if "lifted" in models
+            else {}
+        )
     except (ValueError, scenes.SceneMissing) as error:
         print(f"benchmarks.language_steps: {error}", file=sys.stderr)
         return 2
@@ -305,9 +349,9 @@ def main(words: Sequence[str] | None = None) -> int:
         f"{machine.describe()['cpu']}, {s.threads} threads; {s.scene}, {s.width}x{s.height} pixels, "
         f"{s.views} views, D = E = {WIDTH}, {s.pixels} pixels a step. Medians."
     )
-    text = report(found, about)
+    text = report(found, lifts, about)
     stem = asked.out / f"{machine.slug(machine.describe())}-training"
-    rows = {
+    rows: dict[str, object] = {
         model: {
             "ms": {way: t.median for way, t in of.steps.items()},
             "parts_ms": {name: t.median for name, t in of.parts.items()},
@@ -316,6 +360,8 @@ def main(words: Sequence[str] | None = None) -> int:
         }
         for model, of in found.items()
     }
+    if lifts:
+        rows["lifted"] = lifts
     content = {"machine": machine.describe(), "about": about, "models": rows}
     write_whole(stem.with_suffix(".json"), to_json(content, indent=1) + "\n")
     write_whole(stem.with_suffix(".md"), text + "\n")
@@ -334,6 +380,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", default="987x730", help="pixels (default 987x730)")
     parser.add_argument("--views", type=int, default=8)
     parser.add_argument("--pixels", type=int, default=NestedConfig().pixels, help="of a step")
+    parser.add_argument("--models", default=",".join(MODELS), help=f"of {', '.join(MODELS)} (default all)")
     parser.add_argument("--seconds", type=float, default=60.0, help="for the steps of a model (default 60)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of JSON and Markdown")
@@ -343,7 +390,8 @@ def _parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     if len(sys.argv) == 2 and sys.argv[1].startswith("{"):
         case = json.loads(sys.argv[1])
-        model, way = case.pop("model"), case.pop("way")
-        print(to_json({"mib": peak(Setting(**case), model, way)}))
+        model, way = case.pop("model"), case.pop("way", None)
+        s = Setting(**case)
+        print(to_json(lifting(s) if way is None else {"mib": peak(s, model, way)}))
     else:
         sys.exit(main())

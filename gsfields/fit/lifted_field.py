@@ -8,6 +8,7 @@ it. So φ(s) is what segments of about that scale say, and where none says anyth
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -22,6 +23,9 @@ from gsfields.fit.language_labels import LanguageLabels, ViewTeachers
 
 _SEEN = 1e-3  # pixels that must have shown a Gaussian for it to have a mean
 _HELD = 1 << 23  # numbers of an intermediate that are held at once
+_SEGMENTS = (
+    64  # of a view that are lifted together: an image with a channel for each of hundreds would be large
+)
 _SHARE = (
     0.1  # of what any segments say of a Gaussian: with less a group says nothing of it, but of its neighbours
 )
@@ -41,19 +45,20 @@ def lifted(
         raise ValueError(f"groups must be from 1 to dim = {dim}, but is {groups}")
     theta, projection = torch.zeros(len(views), dim), torch.zeros(labels.width, dim)
     said_by = torch.zeros(len(views), groups)
-    instead, by_any = mean_said(views, labels, 1, 0)
+    by_any = said_by_any(views, labels)
     least = (_SHARE * by_any).clamp_min(_SEEN)
     step = _rows_held(labels.width)
     for group, (start, stop) in enumerate(
         tqdm(list(pairwise(group_bounds(dim, groups))), disable=not progress, desc="lifting")
     ):
-        means, total = (instead, by_any) if groups == 1 else mean_said(views, labels, groups, group)
+        means, total = mean_said(views, labels, groups, group)
         said_by[:, group] = total
         heard = total > least
         if group == 0:
-            for some in (~heard).nonzero()[:, 0].split(step):
-                means[some], total[some] = instead[some], by_any[some]
-            instead, heard = instead.new_empty(0), total > 0
+            if groups > 1:
+                silent = (~heard & (by_any > 0)).nonzero()[:, 0]
+                means[silent], total[silent] = mean_said(views, labels, 1, 0, among=silent)
+            heard = total > 0
         told = heard.nonzero()[:, 0].split(step)
         moments = torch.zeros(labels.width, labels.width)
         for some in told:
@@ -65,6 +70,7 @@ def lifted(
         projection[:, start:stop] = directions
         for some in told:
             theta[some, start:stop] = means[some] @ directions
+        del means  # before there are those of the next group: they are as large as all that is made here
     return Nested(theta, projection, said_by / said_by.sum(dim=1, keepdim=True).clamp_min(1e-12))
 
 
@@ -84,27 +90,45 @@ def embedding_moments(labels: LanguageLabels) -> Tensor:
     return moments
 
 
-def mean_said(views: FrozenViews, labels: LanguageLabels, groups: int, group: int) -> tuple[Tensor, Tensor]:
-    """(means [N, E], Σw [N]) of what the segments of one group of scales say; group 0 has the largest.
+def said_by_any(views: FrozenViews, labels: LanguageLabels) -> Tensor:
+    """[N] Σw of the pixels that have a segment of any scale."""
+    total = torch.zeros(len(views))
+    for index in labels.indices:
+        teachers, camera = labels.of(index), views.view(index).camera
+        taught = torch.cat((teachers.scales.isfinite(), torch.zeros(1, dtype=torch.bool)))  # [-1]: no segment
+        covered = taught[teachers.covers].any(dim=0).float()
+        total += views.lift(index, covered.view(camera.height, camera.width, 1)).sums[:, 0]
+    return total
+
+
+def mean_said(
+    views: FrozenViews, labels: LanguageLabels, groups: int, group: int, *, among: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(means [M, E], Σw [M]) of what the segments of one group of scales say, group 0 being the largest, of Gaussians
+    `among` (int64 [M], no two alike; default: all).
 
     What is lifted is which segments there are, some dozens of channels. A Gaussian lies in few of a view's, so that
     their embeddings are summed by what is not zero of that.
     """
-    sums, total = torch.zeros(len(views), labels.width), torch.zeros(len(views))
+    place = torch.arange(len(views))
+    if among is not None:
+        place = torch.full((len(views),), -1).index_copy_(0, among, torch.arange(len(among)))
+    count = len(views) if among is None else len(among)
+    sums, total = torch.zeros(count, labels.width), torch.zeros(count)
     records: list[_Said] = []
     for index in labels.indices:
         teachers, camera = labels.of(index), views.view(index).camera
-        rows, shares = shares_of(teachers, groups, group)
-        if len(rows) == 0:
-            continue
         plan, drawn = views.drawn(index)
-        found = plan.lift(shares.view(camera.height, camera.width, -1)).sums
-        total.index_add_(0, drawn, found.sum(dim=1))
-        row, segment = found.nonzero(as_tuple=True)
-        records.append(_Said(drawn[row], segment, found[row, segment], teachers.embeddings[rows]))
-        if sum(len(said.who) for said in records) > _HELD:
-            _add_said(sums, records)
-            records.clear()
+        who = place[drawn]
+        for rows, shares in shares_of(teachers, groups, group):
+            found = plan.lift(shares.view(camera.height, camera.width, -1)).sums
+            found[who < 0] = 0
+            row, segment = found.nonzero(as_tuple=True)
+            records.append(_Said(who[row], segment, found[row, segment], teachers.embeddings[rows]))
+            total.index_add_(0, records[-1].who, records[-1].weights)
+            if sum(len(said.who) for said in records) > _HELD:
+                _add_said(sums, records)
+                records.clear()
     _add_said(sums, records)
     return sums.div_(total.clamp_min(1e-12)[:, None]), total
 
@@ -143,16 +167,20 @@ def _rows_held(width: int) -> int:
     return max(1, _HELD // width)
 
 
-def shares_of(teachers: ViewTeachers, groups: int, group: int) -> tuple[Tensor, Tensor]:
-    """(rows int64 [m], shares [H W, m]): the segments of a group, and what each counts in a pixel: all that cover it
-    alike, and 1 together.
+def shares_of(
+    teachers: ViewTeachers, groups: int, group: int, together: int = _SEGMENTS
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(rows int64 [m], shares [H W, m]) of the segments of a group, m of them at a time, at most `together`: what each
+    counts in a pixel, all that cover it alike, and 1 together.
     """
     finest_first = (teachers.scales.nan_to_num(-1.0) * groups).floor()
-    rows = (finest_first == groups - 1 - group).nonzero()[:, 0]
+    own = (finest_first == groups - 1 - group).nonzero()[:, 0]
     column = torch.full((len(teachers.scales) + 1,), -1)
-    column[rows] = torch.arange(len(rows))
+    column[own] = torch.arange(len(own))
     where = column[teachers.covers]  # -1, for no segment, is the last entry
-    level, pixel = (where >= 0).nonzero(as_tuple=True)
-    shares = torch.zeros(teachers.covers.shape[1], len(rows))
-    shares.index_put_((pixel, where[level, pixel]), torch.ones(len(pixel)), accumulate=True)
-    return rows, shares.div_(shares.sum(dim=1, keepdim=True).clamp_min(1))
+    alike = 1 / (where >= 0).sum(dim=0).clamp_min(1)
+    for first, rows in zip(range(0, len(own), together), own.split(together)):
+        level, pixel = ((where >= first) & (where < first + len(rows))).nonzero(as_tuple=True)
+        shares = torch.zeros(teachers.covers.shape[1], len(rows))
+        shares.index_put_((pixel, where[level, pixel] - first), alike[pixel], accumulate=True)
+        yield rows, shares

@@ -11,7 +11,7 @@ from gsfields.fields.nested import at_scale, lengths
 from gsfields.fit.frozen import FrozenViews
 from gsfields.fit.language import LanguageTrainer, drawn_segments, fitted
 from gsfields.fit.language_labels import LanguageLabels, ViewTeachers, largest_variances, on_camera_rays
-from gsfields.fit.lifted_field import lifted, mean_said, principal, shares_of
+from gsfields.fit.lifted_field import lifted, mean_said, principal, said_by_any, shares_of
 from gsfields.fit.scene import open_dataset
 from gsfields.language_config import NestedConfig
 from tests.fit.tiny_room import TinyRoom
@@ -173,6 +173,17 @@ def test_means_of_what_is_said(room, labels, group):
         torch.testing.assert_close(value, wanted, atol=1e-4, rtol=1e-4)
 
 
+def test_means_of_some_are_those_of_all(room, labels):
+    views, some = room[1], torch.tensor([7, 2, 90, 31])
+    for found, every in zip(mean_said(views, labels, 4, 2, among=some), mean_said(views, labels, 4, 2)):
+        assert torch.equal(found, every[some])
+
+
+def test_what_any_segment_says_is_counted_once(room, labels):
+    _, views, _ = room
+    torch.testing.assert_close(said_by_any(views, labels), mean_said(views, labels, 1, 0)[1])
+
+
 def test_with_enough_numbers_groups_have_their_means(room, labels):
     _, views, _ = room
     nested = lifted(views, labels, dim=4 * WIDTH, groups=4)
@@ -190,10 +201,14 @@ def test_shares_of_pixels():
         torch.eye(4), torch.tensor([[0, 0, 1, -1], [2, 3, -1, -1]]),
         torch.tensor([0.1, 0.6, 0.2, math.nan]), torch.tensor([2, 1, 1, 1]),
     )  # fmt: skip
-    rows, shares = shares_of(teachers, 2, 1)  # scales below a half
+    ((rows, shares),) = shares_of(teachers, 2, 1)  # scales below a half
     assert rows.tolist() == [0, 2] and shares.tolist() == [[0.5, 0.5], [1, 0], [0, 0], [0, 0]]
-    assert shares_of(teachers, 2, 0)[1].tolist() == [[0], [0], [1], [0]]
-    assert shares_of(teachers, 40, 7)[1].shape == (4, 0)
+    parts = list(shares_of(teachers, 2, 1, together=1))
+    assert [rows.tolist() for rows, _ in parts] == [[0], [2]]
+    assert torch.equal(torch.cat([part for _, part in parts], dim=1), shares)
+    ((_, shares),) = shares_of(teachers, 2, 0)
+    assert shares.tolist() == [[0], [0], [1], [0]]
+    assert list(shares_of(teachers, 40, 7)) == []
 
 
 def test_principal_directions():
