@@ -228,7 +228,6 @@ class Triplane(nn.Module):
         )  # [12 N] points that read a texel, texel by texel
         self.register_buffer("shares", weights.float().flatten()[by_texel])  # [12 N] and by which weights
         self.register_buffer("ends", counts.cumsum(0))  # [T] where the list of each texel ends
-        self.register_buffer("reads", torch.arange(12, 12 * len(points) + 1, 12))  # [N] and of each point
         self.resolution = resolution
         self.table = nn.Parameter(spread * torch.randn(len(used), channels))
 
@@ -238,7 +237,6 @@ class Triplane(nn.Module):
     readers: Tensor
     shares: Tensor
     ends: Tensor
-    reads: Tensor
 
     def forward(self, rows: Tensor | None = None) -> Tensor:
         """[M, C] of the points `rows` (int64 [M], no two alike; default: all). The gradient of the table is sparse."""
@@ -256,8 +254,8 @@ class _Read(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, plane: Triplane, rows: Tensor) -> Tensor:
         ctx.plane, ctx.rows, ctx.shape = plane, rows, table.shape
-        read = plane.texels.flatten(), plane.weights.flatten().to(table), plane.reads
-        return ops.sum_bags(table, *read, rows)
+        ends = torch.arange(12, plane.texels.numel() + 1, 12, device=table.device)
+        return ops.sum_bags(table, plane.texels.flatten(), plane.weights.flatten().to(table), ends, rows)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -265,8 +263,8 @@ class _Read(torch.autograd.Function):
         place = plane.readers.new_full((len(plane.texels),), -1)
         place[ctx.rows] = torch.arange(len(ctx.rows), dtype=place.dtype, device=place.device)
         touched = torch.zeros(ctx.shape[0], dtype=torch.bool, device=place.device)
-        texels = touched.index_fill_(0, plane.texels.index_select(0, ctx.rows).flatten().long(), True)
-        texels = texels.nonzero()[:, 0]
+        touched.index_fill_(0, plane.texels.index_select(0, ctx.rows).flatten().long(), True)
+        texels = touched.nonzero()[:, 0]
         sums = ops.sum_bags(
             grad.contiguous(), plane.readers, plane.shares.to(grad), plane.ends, texels, place=place
         )

@@ -23,12 +23,9 @@ from gsfields.fit.language_labels import LanguageLabels, ViewTeachers
 
 _SEEN = 1e-3  # pixels that must have shown a Gaussian for it to have a mean
 _HELD = 1 << 23  # numbers of an intermediate that are held at once
-_SEGMENTS = (
-    64  # of a view that are lifted together: an image with a channel for each of hundreds would be large
-)
-_SHARE = (
-    0.1  # of what any segments say of a Gaussian: with less a group says nothing of it, but of its neighbours
-)
+_SEGMENTS = 64  # of a view that are lifted together: an image of hundreds of channels would be large
+# Of what any segments say of a Gaussian: with less a group says nothing of it, but of its neighbours
+_SHARE = 0.1
 
 
 @torch.no_grad()
@@ -118,9 +115,9 @@ def mean_said(
     records: list[_Said] = []
     for index in labels.indices:
         teachers, camera = labels.of(index), views.view(index).camera
-        plan, drawn = views.drawn(index)
-        who = place[drawn]
-        for rows, shares in shares_of(teachers, groups, group):
+        for rows, shares in shares_of(teachers, groups, group):  # none where the group has no segment here
+            plan, drawn = views.drawn(index)
+            who = place[drawn]
             found = plan.lift(shares.view(camera.height, camera.width, -1)).sums
             found[who < 0] = 0
             row, segment = found.nonzero(as_tuple=True)
