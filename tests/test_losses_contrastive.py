@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gsfields.losses import pairs
 from gsfields.losses.contrastive import (
     associative_embedding,
     concentration,
@@ -199,14 +200,18 @@ def test_associative_embedding_is_its_formula(form):
     assert loss.item() == pytest.approx(pull + push, rel=1e-12)
 
 
-def test_margin_is_its_formula():
-    features, labels, _ = pixels(12)
-    rows = [(f, l) for f, l in zip(features.tolist(), labels.tolist()) if l]
-    pairs = [(math.dist(f, g), l == k) for (f, l), (g, k) in permutations(rows, 2)]
-    hinges = [max(0, 2.5 - d) ** 2 for d, same in pairs if not same]
+@pytest.mark.parametrize("rows", [4, 256])
+def test_margin_is_its_formula(monkeypatch, rows):
+    monkeypatch.setattr(pairs._Hinges, "rows", rows)  # some strips, the last ragged; one strip
+    features, labels, _ = pixels(10)
+    known = [(f, l) for f, l in zip(features.tolist(), labels.tolist()) if l]
+    apart = [(math.dist(f, g), l == k) for (f, l), (g, k) in permutations(known, 2)]
+    hinges = [max(0, 2.5 - d) ** 2 for d, same in apart if not same]
     assert 0 in hinges and max(hinges) > 0
-    expected = mean(d**2 for d, same in pairs if same) + mean(hinges)
+    expected = mean(d**2 for d, same in apart if same) + mean(hinges)
     assert margin(features, labels, distance=2.5).item() == pytest.approx(expected, rel=1e-12)
+    variable = features.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda f: margin(f, labels, distance=2.5), (variable,))
 
 
 def softmax(values, temperature=1.0):

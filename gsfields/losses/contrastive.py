@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
-from gsfields.losses.pairs import Similarity, surprise
+from gsfields.losses.pairs import Similarity, hinges, surprise
 
 Form = Literal["paper", "released"]
 Kernel = Literal["double", "plain"]
@@ -192,12 +192,14 @@ def margin(features: Tensor, labels: Tensor, *, distance: float = 1.0) -> Tensor
     """
     _positive("distance", distance)
     features, labels, _ = _in_segments("features", features, labels)
-    same = labels[:, None] == labels
-    d = _distances(features, features)
-    hinge = (distance - d).clamp(min=0).square()
-    partners, others = same.sum() - len(labels), (~same).sum()
-    pull = (d * same).square().sum() / partners.clamp(min=1)
-    return pull + (hinge * ~same).sum() / others.clamp(min=1)
+    _, segment = labels.unique(return_inverse=True)
+    count = torch.bincount(segment)
+    # Over the ordered pairs of a segment of n, Σ ‖f_u - f_v‖² = 2 n Σ ‖f_u - c‖².
+    spread = (features - _segment_means(features, segment)[segment]).square().sum(1)
+    partners = (count * (count - 1)).sum()
+    others = len(labels) ** 2 - count.square().sum()
+    pull = 2 * (count[segment] * spread).sum() / partners.clamp(min=1)
+    return pull + hinges(features, segment, distance) / others.clamp(min=1)
 
 
 # ------------------------------------------------------------------------- linear assignment (Panoptic Lifting)
@@ -365,11 +367,6 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
     a, b = a - origin, b - origin
     squares = a.square().sum(1, keepdim=True) + b.square().sum(1)
     return torch.addmm(squares, a, b.T, alpha=-2).clamp(min=0)
-
-
-def _distances(a: Tensor, b: Tensor) -> Tensor:
-    """[P, Q] ‖a - b‖ from differences, not products: near 0 a root would magnify what those cancel. Slope 0 at 0."""
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _segment_means(values: Tensor, segment: Tensor) -> Tensor:
