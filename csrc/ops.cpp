@@ -118,6 +118,11 @@ struct Cpu {
   }
 
   template <class S>
+  static void seen_pairs(const Splats&, const BlendInput<S>& in, bool* seen) {
+    cpu::seen_pairs(in, seen, torch_threads());
+  }
+
+  template <class S>
   static void ssim(const Ssim&, const SsimArgs<S>& a, int64_t images, bool backward) {
     cpu::ssim(a, images, backward, torch_threads());
   }
@@ -197,6 +202,9 @@ STABLE_TORCH_LIBRARY(gsfields, m) {
       "lift(Tensor image, Tensor? weights, Tensor means2d, Tensor conics, Tensor opacities, Tensor ids, "
       "Tensor tile_offsets, Tensor? pixels, Tensor? pixel_offsets, int width, int height, int precision, "
       "bool per_view, bool total, bool deterministic) -> (Tensor sums, Tensor total)");
+  m.def(
+      "seen_pairs(Tensor means2d, Tensor conics, Tensor opacities, Tensor ids, Tensor tile_offsets, Tensor pixels, "
+      "Tensor pixel_offsets, int width, int height) -> Tensor");
   m.def("ssim(Tensor image1, Tensor image2) -> (Tensor map, Tensor d_mu, Tensor d_var, Tensor d_cov)");
   m.def("ssim_backward(Tensor image1, Tensor image2, Tensor d_mu, Tensor d_var, Tensor d_cov, Tensor v_map) -> Tensor");
   m.def(
@@ -227,6 +235,7 @@ STABLE_TORCH_LIBRARY_IMPL(gsfields, CPU, m) {
   m.impl("blend", TORCH_BOX(&gsfields::blend<gsfields::Cpu>));
   m.impl("blend_backward", TORCH_BOX(&gsfields::blend_backward<gsfields::Cpu>));
   m.impl("lift", TORCH_BOX(&gsfields::lift<gsfields::Cpu>));
+  m.impl("seen_pairs", TORCH_BOX(&gsfields::seen_pairs<gsfields::Cpu>));
   m.impl("ssim", TORCH_BOX(&gsfields::ssim<gsfields::Cpu>));
   m.impl("ssim_backward", TORCH_BOX(&gsfields::ssim_backward<gsfields::Cpu>));
   m.impl("adam_rows", TORCH_BOX(&gsfields::adam_rows<gsfields::Cpu>));

@@ -243,6 +243,20 @@ Two lift(const Tensor& image_, const Optional& factors_, const Tensor& means2d, 
   return {sums, weights};
 }
 
+template <class Backend>
+Tensor seen_pairs(const Tensor& means2d, const Tensor& conics, const Tensor& opacities, const Tensor& ids,
+                  const Tensor& tile_offsets, const Tensor& pixels, const Tensor& pixel_offsets, int64_t width,
+                  int64_t height) {
+  const Splats s(means2d, conics, opacities, ids, tile_offsets, pixels, pixel_offsets, width, height, 0);
+  if constexpr (Backend::kOnHost) s.check_lists();
+  const Tensor seen = make(s.means2d, {s.ids.size(0)}, ScalarType::Bool);
+  with_scalar(s.like, [&](auto scalar) {
+    using S = decltype(scalar);
+    Backend::seen_pairs(s, s.input<S>(), out<bool>(seen));
+  });
+  return seen;
+}
+
 // ---- structural similarity -----------------------------------------------------------------------------------------
 
 struct Ssim {

@@ -270,21 +270,27 @@ class Plan:
         return part
 
     def narrowed(self, pixels: Tensor) -> tuple[Plan, Tensor]:
-        """A plan of no more than the M Gaussians that some pixels blend, and which of the N these are, int64 [M].
+        """A plan of no more than the M Gaussians that some pixels see, and which of the N these are, int64 [M].
 
-        What depends on these pixels alone is the same to the bit, from values [M, C], and so is cheaper where there are
-        many channels and few pixels. Gradients reach the same geometry, but absgrad is not collected.
+        A pixel sees what it blends, and that at which it stops. What depends on these pixels alone is the same, from
+        values [M, C], and so is cheaper where there are many channels and few pixels: to the bit, but for the order of
+        sums over many channels on a GPU. Gradients reach the same geometry, but absgrad is not collected.
 
         Args:
             pixels: as in blend().
         """
         with torch.no_grad():
-            mask = self.lift(self.depths.new_ones(*pixels.shape[:-1], 1), pixels=pixels).total > 0
-            ids, offsets = self._lists_of(mask)
-            shown = mask.nonzero()[:, 0]
-            rank = torch.zeros(len(mask), dtype=torch.int32, device=mask.device)
-            rank[shown] = torch.arange(len(shown), dtype=torch.int32, device=mask.device)
-            lists = rank[ids], offsets
+            seen = ops.seen_pairs(
+                self.means2d, self.conics, self.opacities, self.ids, self.tile_offsets,
+                self.width, self.height, self._sample(pixels),
+            )  # fmt: skip
+            pairs = seen.nonzero()[:, 0]
+            ids = self.ids[pairs]
+            rank = torch.zeros(self.depths.shape[1], dtype=torch.int32, device=ids.device)
+            rank[ids] = 1
+            shown = rank.nonzero()[:, 0]
+            rank[shown] = torch.arange(len(shown), dtype=torch.int32, device=ids.device)
+            lists = rank[ids], torch.searchsorted(pairs, self.tile_offsets)
         everything = (self.means2d, self.depths, self.conics, self.opacities, self.radii)
         projected = tuple(of.index_select(1, shown) for of in everything)
         return Plan(projected, self.width, self.height, batched=self.batched, lists=lists), shown

@@ -6,6 +6,7 @@
 #include "contrast.h"
 #include "project.h"
 #include "respond.h"
+#include "seen.h"
 #include "spans.h"
 #include "ssim.h"
 
@@ -41,6 +42,8 @@ constexpr Kernels<S> table() {
           .blend_backward_tile = blend_backward_tile<S, L>,
           .lift_scratch = lift_scratch<S, L>,
           .lift_tile = lift_tile<S, L>,
+          .seen_scratch = seen_scratch<S>,
+          .seen_tile = seen_tile<S, L>,
           .ssim_scratch = ssim_scratch<S>,
           .ssim_rows = ssim_rows<S>,
           .ssim_backward_rows = ssim_backward_rows<S>,

@@ -116,6 +116,8 @@ struct Kernels {
   void (*blend_backward_tile)(const BlendBackwardArgs<S>&, int64_t tile, void* scratch);
   int64_t (*lift_scratch)();
   int (*lift_tile)(const LiftTileArgs<S>&, int64_t tile, void* scratch);  // returns how many records it wrote
+  int64_t (*seen_scratch)();
+  void (*seen_tile)(const BlendArgs<S>&, int64_t tile, bool* seen, void* scratch);  // seen: of all pairs
   int64_t (*ssim_scratch)(int64_t row, int64_t band);
   void (*ssim_rows)(const SsimArgs<S>&, int64_t begin, int64_t end, void* scratch);
   void (*ssim_backward_rows)(const SsimArgs<S>&, int64_t begin, int64_t end, void* scratch);

@@ -369,6 +369,19 @@ void blend_backward(const BlendInput<S>& in, const int32_t* used, const BlendGra
 }
 
 template <class S>
+void seen_pairs(const BlendInput<S>& in, bool* seen, const Threads& threads) {
+  const Kernels<S>& kernel = kernels().of<S>();
+  const int64_t tiles = int64_t(tiles_along(in.width)) * tiles_along(in.height);
+  const auto scratch = scratch_per_worker(threads, kernel.seen_scratch());
+  std::fill(seen, seen + in.pairs, false);
+  for (int64_t view = 0; view < in.views; ++view) {
+    const BlendArgs<S> a = view_args(in, view);
+    for_each_item(threads, 0, tiles,
+                  [&](int64_t tile, int worker) { kernel.seen_tile(a, tile, seen, scratch[size_t(worker)].get()); });
+  }
+}
+
+template <class S>
 void ssim(SsimArgs<S> args, int64_t images, bool backward, const Threads& threads) {
   constexpr int64_t kBand = 32;  // rows per piece of work; each piece filters 10 rows of its neighbours again
   const Kernels<S>& kernel = kernels().of<S>();
@@ -423,6 +436,8 @@ template void blend_backward(const BlendInput<float>&, const int32_t*, const Ble
 template void blend_backward(const BlendInput<double>&, const int32_t*, const BlendGrads<double>&, const Threads&);
 template std::vector<int32_t> used_lists(const BlendInput<float>&, const int32_t*);
 template std::vector<int32_t> used_lists(const BlendInput<double>&, const int32_t*);
+template void seen_pairs(const BlendInput<float>&, bool*, const Threads&);
+template void seen_pairs(const BlendInput<double>&, bool*, const Threads&);
 template void ssim(SsimArgs<float>, int64_t, bool, const Threads&);
 template void ssim(SsimArgs<double>, int64_t, bool, const Threads&);
 template void contrast(const ContrastArgs<float>&, bool, const Threads&);

@@ -64,6 +64,10 @@ void blend_backward(const BlendInput<S>& in, const int32_t* used, const BlendGra
 template <class S>
 void lift(const BlendInput<S>& in, const LiftArgs<S>& a, const Threads& threads);
 
+// Which of the pairs of the lists sampled pixels see: those they blend, and those at which they stop. seen: [pairs].
+template <class S>
+void seen_pairs(const BlendInput<S>& in, bool* seen, const Threads& threads);
+
 template <class S>
 void ssim(SsimArgs<S> args, int64_t images, bool backward, const Threads& threads);
 

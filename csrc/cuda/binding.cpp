@@ -106,6 +106,11 @@ struct Cuda {
   }
 
   template <class S>
+  static void seen_pairs(const Splats& s, const BlendInput<S>& in, bool* seen) {
+    run("seen_pairs", s.means2d, [&](cudaStream_t stream) { return cuda::seen_pairs(in, seen, stream); });
+  }
+
+  template <class S>
   static void ssim(const Ssim& p, const SsimArgs<S>& a, int64_t images, bool backward) {
     run(backward ? "ssim_backward" : "ssim", p.image1,
         [&](cudaStream_t stream) { return cuda::ssim(a, images, backward, stream); });
@@ -152,6 +157,7 @@ STABLE_TORCH_LIBRARY_IMPL(gsfields, CUDA, m) {
   m.impl("blend", TORCH_BOX(&gsfields::blend<gsfields::Cuda>));
   m.impl("blend_backward", TORCH_BOX(&gsfields::blend_backward<gsfields::Cuda>));
   m.impl("lift", TORCH_BOX(&gsfields::lift<gsfields::Cuda>));
+  m.impl("seen_pairs", TORCH_BOX(&gsfields::seen_pairs<gsfields::Cuda>));
   m.impl("ssim", TORCH_BOX(&gsfields::ssim<gsfields::Cuda>));
   m.impl("ssim_backward", TORCH_BOX(&gsfields::ssim_backward<gsfields::Cuda>));
   m.impl("contrast", TORCH_BOX(&gsfields::contrast<gsfields::Cuda>));

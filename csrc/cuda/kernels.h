@@ -72,6 +72,10 @@ cudaError_t blend_backward(const BlendInput<S>& in, const S* transmittance, cons
 template <class S>
 cudaError_t lift(const BlendInput<S>& in, const LiftArgs<S>& a, const Allocate& allocate, cudaStream_t stream);
 
+// Which of the pairs of the lists sampled pixels see: those they blend, and those at which they stop. seen: [pairs].
+template <class S>
+cudaError_t seen_pairs(const BlendInput<S>& in, bool* seen, cudaStream_t stream);
+
 // a.image1 and the rest: [images,H,W,C].
 template <class S>
 cudaError_t ssim(const SsimArgs<S>& a, int64_t images, bool backward, cudaStream_t stream);

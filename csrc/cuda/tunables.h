@@ -12,11 +12,13 @@ constexpr int kRespondSumBlock = 512;
 constexpr int kContrastBlock = 128;
 constexpr int kAdamBlock = 128;
 constexpr int kBagBlock = 128;
+constexpr int kSeenBlock = 128;
 
 constexpr bool is_block_size(int threads) { return threads % 32 == 0 && threads > 0 && threads <= 1024; }
 static_assert(is_block_size(kProjectBlock) && is_block_size(kShBlock) && is_block_size(kPackBlock));
 static_assert(is_block_size(kRespondBlock) && is_block_size(kRespondSumBlock));
 static_assert(is_block_size(kContrastBlock) && is_block_size(kAdamBlock) && is_block_size(kBagBlock));
+static_assert(is_block_size(kSeenBlock));
 
 // Blocks of these that a multiprocessor should hold: told so, the compiler takes the registers that divisions in double
 // need; else it spills some.

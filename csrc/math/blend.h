@@ -57,11 +57,15 @@ GSF_HD bool reaches(const PixelSplat<S>& p, const Reach<S>& r, S left, S right, 
   return min(scaled_exponent(p, x, least_y), scaled_exponent(p, least_x, y)) <= r.level;
 }
 
-// alpha, or 0 where the pair is skipped; falloff = exp(-σ).
+// alpha, or 0 where the pair is skipped; falloff = exp(-σ). O: S, the scalar of T, or T.
+template <class S, class T, class O>
+GSF_HD T pair_alpha(O opacity, T scaled, T falloff) {
+  const T alpha = min(T(opacity * falloff), splat<T>(S(kAlphaMax)));
+  return select((alpha >= S(kAlphaMin)) & (scaled >= S(0)), alpha, T{});
+}
 template <class T, class S>
 GSF_HD T pair_alpha(const PixelSplat<S>& p, T scaled, T falloff) {
-  const T alpha = min(T(p.opacity * falloff), splat<T>(S(kAlphaMax)));
-  return select((alpha >= S(kAlphaMin)) & (scaled >= S(0)), alpha, T{});
+  return pair_alpha<S>(p.opacity, scaled, falloff);
 }
 
 // dL/dσ of a pair, given s = <values of the Gaussian, dL/dpixel> and what lies behind it: `behind`, the sum of w_j s_j

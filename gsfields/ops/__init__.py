@@ -20,6 +20,7 @@ from gsfields.ops.blending import blend as blend
 from gsfields.ops.blending import last_blended as last_blended
 from gsfields.ops.blending import lift as lift
 from gsfields.ops.blending import sample_pixels as sample_pixels
+from gsfields.ops.blending import seen_pairs as seen_pairs
 from gsfields.ops.contrast import contrast as contrast
 from gsfields.ops.geometry import bin_tiles as bin_tiles
 from gsfields.ops.geometry import project as project

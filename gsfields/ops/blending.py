@@ -121,6 +121,34 @@ def last_blended(
     return last
 
 
+def seen_pairs(
+    means2d: Tensor,
+    conics: Tensor,
+    opacities2d: Tensor,
+    ids: Tensor,
+    tile_offsets: Tensor,
+    width: int,
+    height: int,
+    sampled: SampledPixels,
+) -> Tensor:
+    """Which of the listed pairs some pixels see: bool [I], of what they blend and of that at which they stop.
+
+    Without the other pairs, these pixels blend to the same. Takes what blend() takes; not differentiable.
+    """
+    return native.seen_pairs(
+        means2d, conics, opacities2d, ids, tile_offsets, sampled.pixels, sampled.offsets, width, height
+    )
+
+
+@torch.library.register_fake("gsfields::seen_pairs")
+def _(means2d, conics, opacities, ids, tile_offsets, pixels, pixel_offsets, width, height):  # type: ignore[no-untyped-def]
+    same_device(
+        means2d=means2d, conics=conics, opacities=opacities, ids=ids, tile_offsets=tile_offsets, pixels=pixels,
+        pixel_offsets=pixel_offsets,
+    )  # fmt: skip
+    return ids.new_empty(ids.shape, dtype=torch.bool)
+
+
 def _sampled(sampled: SampledPixels | None) -> tuple[Tensor | None, Tensor | None]:
     return (None, None) if sampled is None else (sampled.pixels, sampled.offsets)
 

@@ -39,6 +39,7 @@ for _op in (
     "bin_tiles",
     "blend",
     "lift",
+    "seen_pairs",
     "ssim",
     "contrast",
     "adam_rows",

@@ -133,6 +133,21 @@ void test_lift(const Size& size, const std::string& where) {
 }
 
 // Some pixels of every tile, one of them many times, give the rows of the whole image; and so do their gradients.
+// Nothing is seen in a tile without pixels; what pixels of a tile blend last is.
+template <class S>
+void check_seen(const BlendInput<S>& in, const int32_t* last, const std::string& where) {
+  Array<bool> seen(in.pairs);
+  seen_pairs(in, seen.get(), threads(2));
+  const std::vector<int32_t> used = used_lists(in, last);
+  for (int64_t tile = 0; tile < int64_t(used.size()); ++tile) {
+    const bool* const first = seen.get() + in.tile_offsets[tile];
+    const bool* const end = seen.get() + in.tile_offsets[tile + 1];
+    const bool empty = in.pixel_offsets[tile] == in.pixel_offsets[tile + 1];
+    check(!empty || std::count(first, end, true) == 0, where + ": seen without pixels");
+    check(used[size_t(tile)] == 0 || first[used[size_t(tile)] - 1], where + ": blended but not seen");
+  }
+}
+
 template <class S>
 void test_sampled_pixels(const Size& size, const std::string& where) {
   const Scene<S> scene(size, uint64_t(size.n * 5 + size.width));
@@ -163,6 +178,7 @@ void test_sampled_pixels(const Size& size, const std::string& where) {
     for (int64_t c = 0; c < C; ++c)
       worst = std::max(worst, std::abs(double(image[i * C + c]) - double(f.image[pixels[i] * C + c])));
   check(worst < (sizeof(S) == 4 ? 1e-5 : 1e-12), where + "sampled pixels, " + size.name());
+  check_seen(in, last.get(), where + size.name());
   std::fill(v_T.begin(), v_T.end(), S(1));
   blend_backward(
       in, used_lists(in, last.get()).data(),

@@ -48,7 +48,17 @@ def test_library_loads_in_a_torch_without_cuda():
 
 @pytest.mark.parametrize(
     "op",
-    ["project", "spherical_harmonics", "bin_tiles", "blend", "ssim", "contrast", "adam_rows", "sum_bags"],
+    [
+        "project",
+        "spherical_harmonics",
+        "bin_tiles",
+        "blend",
+        "seen_pairs",
+        "ssim",
+        "contrast",
+        "adam_rows",
+        "sum_bags",
+    ],
 )
 def test_ops_without_a_cuda_kernel_say_so(op):
     if torch.version.cuda and (PACKAGE / "_cuda.so").exists():

@@ -103,6 +103,7 @@ struct Cpu {
     cpu::blend_backward(in, cpu::used_lists(in, last).data(), grads, threads());
   }
   static void lift(const BlendInput<double>& in, const LiftArgs<double>& a) { cpu::lift(in, a, threads()); }
+  static void seen_pairs(const BlendInput<double>& in, bool* seen) { cpu::seen_pairs(in, seen, threads()); }
   static void ssim(const SsimArgs<double>& a, int64_t images, bool backward) {
     cpu::ssim(a, images, backward, threads());
   }
@@ -157,6 +158,7 @@ struct Cuda {
   static void lift(const BlendInput<float>& in, const LiftArgs<float>& a) {
     finish(cuda::lift(in, a, allocate, stream));
   }
+  static void seen_pairs(const BlendInput<float>& in, bool* seen) { finish(cuda::seen_pairs(in, seen, stream)); }
   static void ssim(const SsimArgs<float>& a, int64_t images, bool backward) {
     finish(cuda::ssim(a, images, backward, stream));
   }
@@ -376,7 +378,7 @@ struct BlendData {
   }
 };
 
-// Forward, backward and lift: the second needs what the first one made.
+// Forward, backward, lift and what is seen: the second needs what the first one made.
 template <class B>
 Results blend(const Scene& s, const Projected& p, const Lists& lists, const Blending& how) {
   using S = typename B::Scalar;
@@ -403,9 +405,11 @@ Results blend(const Scene& s, const Projected& p, const Lists& lists, const Blen
   BlendInput<S> of_lift = data.input;
   of_lift.values = nullptr, of_lift.background = nullptr;
   B::lift(of_lift, {v_image.get(), factors.get(), sums.get(), total.get(), how.deterministic});
+  const Array<bool> seen(how.samples ? data.input.pairs : 0);
+  if (how.samples) B::seen_pairs(data.input, seen.get());
   return {image.numbers(),       transmittance.numbers(), last.numbers(),        v_values.numbers(),
           v_means2d.numbers(),   v_conics.numbers(),      v_opacities.numbers(), absgrad.numbers(),
-          only_values.numbers(), sums.numbers(),          total.numbers()};
+          only_values.numbers(), sums.numbers(),          total.numbers(),       seen.numbers()};
 }
 
 template <class B>

@@ -64,6 +64,7 @@ def samples(dtype: torch.dtype, n: int, views: int) -> dict[str, tuple]:
         ),
         "lift": (upstream[0], upstream[1], *geometry, *lists, *view, False, True, False),
         "lift of pixels": (rows, rows[:, 0].clone(), *geometry, *some, *view, True, True, False),
+        "seen_pairs": (*geometry, *some, *view[:2]),
         "ssim": (image1, image2),
         "ssim_backward": (image1, image2, *native.ssim(image1, image2)[1:], image1),
         "contrast": (*pairs, *kind),
