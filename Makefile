@@ -56,7 +56,7 @@ demo: setup
 test test-all sanitize: export GSFIELDS_WERROR = 1
 
 test: setup lint
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' --durations=20
 
 test-all: setup lint
 	$(BIN)/python -m pytest

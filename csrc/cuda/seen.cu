@@ -7,6 +7,15 @@
 namespace gsfields::cuda {
 namespace {
 
+// Marks what other warps may mark at the same time.
+__device__ void mark(bool* seen) {
+#if defined(__CUDACC__)
+  *static_cast<volatile bool*>(seen) = true;  // to PTX a relaxed store, which may race
+#else
+  emulator::atomic_update(seen, [](bool) { return true; });
+#endif
+}
+
 template <class S>
 __global__ void __launch_bounds__(kSeenBlock) seen_kernel(const BlendInput<S> in, bool* seen) {
   const int64_t row = (int64_t(blockIdx.x) * kSeenBlock + threadIdx.x) / kWarp;
@@ -31,7 +40,7 @@ __global__ void __launch_bounds__(kSeenBlock) seen_kernel(const BlendInput<S> in
 #pragma unroll 1
     for (unsigned left = __ballot_sync(kFullWarp, alpha > 0); left; left &= left - 1) {
       const int lane = __ffs(int(left)) - 1;
-      if (lane_id() == lane) seen[tile.begin + k] = true;
+      if (lane_id() == lane) mark(seen + tile.begin + k);
       T *= 1 - __shfl_sync(kFullWarp, alpha, lane);
       if (T <= S(math::kTransmittanceMin)) return;
     }
