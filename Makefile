@@ -55,11 +55,14 @@ demo: setup
 
 test test-all sanitize: export GSFIELDS_WERROR = 1
 
+# A process for each core, which takes over what is left of another's share.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations=20
+
 test: setup lint
-	$(BIN)/python -m pytest -m 'not slow' --durations=20
+	$(PYTEST) -m 'not slow'
 
 test-all: setup lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 sanitize: $(VENV)/.torch
 	$(BIN)/python setup.py --quiet sanitize

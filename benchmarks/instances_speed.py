@@ -34,13 +34,15 @@ from gsfields.fit.checkpoint import Checkpoint
 from gsfields.fit.frozen import FrozenViews
 from gsfields.fit.instance_runs import fit_instances
 from gsfields.fit.instances import Batch
-from gsfields.fit.labels import Labels
+from gsfields.fit.labels import Labels, ViewLabels
 from gsfields.instances_config import FieldConfig, InstancesConfig
 from gsfields.losses import contrastive
 from gsfields.plans import Plan
 
 IDENTIFIERS = (64, 128, 256, 1024)
 OURS = "slow-fast, {} objects"
+SHATTERED = "slow-fast, {} objects in {} times as many segments"
+PIECES = 20  # of a segment, where the number of Gaussians is to stay what it is
 ASSIGNMENT = "linear assignment, {} identifiers"
 NEURAL = {  # title -> (surfaces are cached, only the half of the features that the loss uses is rendered)
     "neural field, as released": (False, False),
@@ -77,6 +79,10 @@ class Contest:
     def trainer(self, **fields: Any) -> ProbedTrainer:
         return ProbedTrainer(self.views, self.labels, replace(self.config, **fields))
 
+    def shattered(self) -> ProbedTrainer:
+        """On the same Gaussians and pixels, in PIECES times as many segments."""
+        return ProbedTrainer(self.views, Shattered(self.labels), replace(self.config, min_segment=0))
+
     def plans(self) -> Row:
         """What the cached plans take; and of a cache with less memory than that, the most that it ever held."""
         report = self.views.report()
@@ -90,6 +96,23 @@ class Contest:
         return dataclasses.asdict(report) | {"views": len(self.labels.indices)} | bounded
 
 
+class Shattered(Labels):
+    """Other labels, of which each segment is PIECES: every so many pixels, one after another, are of one."""
+
+    def __init__(self, whole: Labels) -> None:
+        self.indices = whole.indices
+        self._pieces = {index: self._cut(whole.of(index)) for index in whole.indices}
+
+    def of(self, index: int) -> ViewLabels:
+        return self._pieces[index]
+
+    @staticmethod
+    def _cut(labels: ViewLabels) -> ViewLabels:
+        piece = torch.arange(len(labels.ids)) % PIECES
+        ids = torch.where(labels.ids > 0, (labels.ids - 1) * PIECES + piece + 1, 0)
+        return replace(labels, ids=ids, count=labels.count * PIECES)
+
+
 def measure(task: Task) -> dict[str, Row]:
     torch.set_num_threads(task.threads)
     contests = {objects: Contest(Trial(**trial)) for objects, trial in task.rooms.items()}
@@ -98,6 +121,7 @@ def measure(task: Task) -> dict[str, Row]:
     effort = Effort(task.seconds)
     steps: dict[str, Callable[[], object]] = {}
     steps |= {OURS.format(n): contest.trainer().train_step for n, contest in contests.items()}
+    steps[SHATTERED.format(next(iter(contests)), PIECES)] = first.shattered().train_step
     for count in IDENTIFIERS:
         assigning = first.trainer(loss="linear-assignment", identifiers=count)
         steps[ASSIGNMENT.format(count)] = assigning.train_step

@@ -278,18 +278,22 @@ def scale(rows: Rows) -> str:
 
 
 def speed(rows: Rows) -> str:
-    own = [name.split("/", 1)[1] for name in rows if name.startswith("steps/slow-fast")]
+    steps = [name.split("/", 1)[1] for name in rows if name.startswith("steps/")]
+    pieces = [name for name in steps if "segments" in name]
+    own = [name for name in steps if name.endswith("objects")]
     own.sort(key=lambda name: int(name.split()[1]))
     first = own[0] if own else STEP.format(25)
-    order = [*own, *(ASSIGNING.format(count) for count in IDENTIFIERS)]
-    steps = [_rate(rows, f"steps/{name}", name) for name in order if f"steps/{name}" in rows]
+    order = [*own, *pieces, *(ASSIGNING.format(count) for count in IDENTIFIERS)]
+    rates = [_rate(rows, f"steps/{name}", name) for name in order if f"steps/{name}" in rows]
     neural = [_rate(rows, f"neural/{name}", name) for name in (first, *NEURAL) if f"neural/{name}" in rows]
     ratios = [1 / rows[f"steps/{name}"]["ratio"] for name in own[-1:] if len(own) > 1]
+    same = [1 / rows[f"steps/{name}"]["ratio"] for name in pieces]
     fields = [rows[f"neural/{name}"]["ratio"] for name in NEURAL if f"neural/{name}" in rows]
     released = at("ratio")(rows.get(f"neural/{next(iter(NEURAL))}", {}))
     seconds = at("seconds")(rows.get("whole/on the fitted geometry", {}))
     targets = [
         ["steps/s with the most objects over those with the fewest", "0.95", verdict(mean(ratios), 0.95)],
+        ["the same where only the number of segments differs", "0.95", verdict(mean(same), 0.95)],
         ["against the neural field, as released", "10", verdict(released, 10)],
         ["against the quickest of its variants", "10", verdict(min(fields, default=math.nan), 10)],
         ["seconds of a whole fit after geometry", "60", verdict(seconds, 60, at_most=True)],
@@ -306,7 +310,7 @@ def speed(rows: Rows) -> str:
             "# Speed, measured in turn",
             table(["target", "goal", "measured"], targets),
             "## Independent of the number of objects",
-            table(head, steps),
+            table(head, rates),
             "## Beside a neural field, at the same pixels per step and with the same loss",
             table(head, neural),
             "## Where a step's time goes",

@@ -264,6 +264,7 @@ def test_speed_is_told_as_rates_and_ratios():
     rows = {
         "steps/slow-fast, 25 objects": {"ms": 10.0, "ratio": 1.0},
         "steps/slow-fast, 500 objects": {"ms": 12.5, "ratio": 1.25},
+        "steps/slow-fast, 25 objects in 20 times as many segments": {"ms": 10.2, "ratio": 1.02},
         "neural/neural field, cached": {"ms": 250.0, "ratio": 25.0},
         "neural/neural field, cached halves": {"ms": 120.0, "ratio": 12.0},
         "whole/on the fitted geometry": {"seconds": 50.0},
@@ -272,6 +273,7 @@ def test_speed_is_told_as_rates_and_ratios():
     }
     text = instances_tables.speed(rows)
     assert "| 0.95 | 0.80: missed by 0.15 |" in text and "| 10 | 12.00: met by 2.00 |" in text
+    assert "| 0.95 | 0.98: met by 0.03 |" in text and "as many segments | 10.20 | 98 | 1.02 |" in text
     assert "| 60 | 50.00: met by 10.00 |" in text and "| slow-fast, 500 objects | 12.50 | 80 | 1.25 |" in text
 
 
@@ -356,6 +358,17 @@ def test_plans_stay_within_a_smaller_limit(room):
     plans = instances_speed.Contest(trial).plans()
     assert plans["views"] == plans["plans_in_memory"] == len(opened.dataset.train)
     assert 0 < plans["small_most_bytes"] <= plans["small_limit_bytes"] < plans["memory_bytes"]
+
+
+def test_segments_in_pieces_are_of_the_same_pixels(room):
+    contest = instances_speed.Contest(room[1])
+    pieces = contest.shattered()
+    index = contest.labels.indices[0]
+    whole, cut = contest.labels.of(index), pieces.labels.of(index)
+    some = whole.ids > 0
+    assert torch.equal(cut.ids > 0, some) and torch.equal((cut.ids[some] - 1) // 20 + 1, whole.ids[some])
+    assert cut.ids.max() <= cut.count == 20 * whole.count and len(cut.ids.unique()) > 5 * whole.count
+    assert pieces.train_step() > 0
 
 
 def test_parts_of_a_step_can_be_run_again_and_again(room):

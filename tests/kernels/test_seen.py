@@ -40,7 +40,8 @@ def seen_by(splats: Splats, lists: tuple[torch.Tensor, torch.Tensor], sampled: o
 
 def by_a_walk(splats: Splats, ids, ends, pixels, rounding: float) -> tuple[torch.Tensor, torch.Tensor]:
     """What pixels (view, x, y) see, bool [I], and where rounding may decide otherwise, bool [I]."""
-    seen, doubtful = torch.zeros(len(ids), dtype=torch.bool), torch.zeros(len(ids), dtype=torch.bool)
+    seen, doubtful = [False] * len(ids), [False] * len(ids)
+    ids, ends = ids.tolist(), ends.tolist()
     tiles_x, tiles_y = (-(-size // oracle.TILE) for size in (splats.width, splats.height))
     means, conics, opacities = (
         t.double().tolist() for t in (splats.means2d, splats.conics, splats.opacities2d)
@@ -48,8 +49,8 @@ def by_a_walk(splats: Splats, ids, ends, pixels, rounding: float) -> tuple[torch
     for view, x, y in pixels:
         tile = (view * tiles_y + y // oracle.TILE) * tiles_x + x // oracle.TILE
         T, may_be_off, may_have_stopped = 1.0, 10 * rounding, False
-        for k in range(int(ends[tile]), int(ends[tile + 1])):
-            i = int(ids[k])
+        for k in range(ends[tile], ends[tile + 1]):
+            i = ids[k]
             dx, dy = x + 0.5 - means[view][i][0], y + 0.5 - means[view][i][1]
             a, b, c = conics[view][i]
             sigma = 0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy
@@ -64,7 +65,7 @@ def by_a_walk(splats: Splats, ids, ends, pixels, rounding: float) -> tuple[torch
             may_have_stopped |= abs(T / oracle.TRANSMITTANCE_MIN - 1) < may_be_off
             if T <= oracle.TRANSMITTANCE_MIN and not may_have_stopped:
                 break
-    return seen, doubtful
+    return torch.tensor(seen), torch.tensor(doubtful)
 
 
 @pytest.mark.parametrize("case", CASES)
