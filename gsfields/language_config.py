@@ -27,9 +27,10 @@ class NestedConfig:
         0, "optimisation steps, each on pixels of one image (0: 1,000, or 10 for each view if more)", low=0
     )
     pixels: int = described(2048, "pixels of a step", low=1)
-    rate: float = described(2e-2, "learning rate at the start, of triplane or direct embeddings", low=0)
-    network_rate: float = described(5e-3, "of the network and of the projection W", low=0)
-    rate_end: float = described(0.1, "and at the end, times that at the start", low=0, high=1)
+    rate: float = described(2e-2, "triplane: learning rate at the start, of its texels", low=0)
+    network_rate: float = described(5e-3, "triplane: of the network and of the projection W", low=0)
+    direct_rate: float = described(2e-4, "direct: of the embeddings and of the projection W", low=0)
+    rate_end: float = described(0.1, "learning rates at the end, times those at the start", low=0, high=1)
     cosine: float = described(0.001, "weight of the cosine beside the squared distance", low=0)
     projection: Literal["zeros", "basis"] = described(
         "zeros", "triplane: where W begins, as in the paper or at principal directions of the embeddings"

@@ -44,13 +44,15 @@ class LanguageTrainer:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.field = self.new_field()
         self.order = ViewOrder(len(labels.indices), self.generator)
-        table = self.field.triplane.table if isinstance(self.field, NestedField) else self.field.theta
+        if isinstance(self.field, NestedField):
+            table, self._starts = self.field.triplane.table, (config.rate, config.network_rate)
+        else:  # begins near its end, and a step of Adam moves all of its D numbers by the rate
+            table, self._starts = self.field.theta, (config.direct_rate, config.direct_rate)
         others = [p for p in self.field.parameters() if p is not table and p.requires_grad]
         self.optimizers: tuple[torch.optim.Optimizer, ...] = (
-            RowAdam([table], lr=config.rate),
-            torch.optim.Adam(others, lr=config.network_rate, eps=1e-15, fused=True),
+            RowAdam([table], lr=self._starts[0]),
+            torch.optim.Adam(others, lr=self._starts[1], eps=1e-15, fused=True),
         )
-        self._starts = (config.rate, config.network_rate)
         self.step = 0
 
     def new_field(self) -> NestedField | DirectField:
