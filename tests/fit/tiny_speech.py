@@ -28,10 +28,10 @@ def canonical() -> Tensor:
     return vocabulary()[len(WORDS) :]
 
 
-def of_ids(ids: Tensor, noise: float = 0.0, seed: int = 0) -> ViewFeatures:
+def of_ids(ids: Tensor, noise: float = 0.0, seed: int = 0, width: int = WIDTH) -> ViewFeatures:
     """What a teacher says of an image of ids: each id on the first level, the toys together on the second."""
     shown = ids.unique().tolist()
-    words = vocabulary()[[*shown, 4]]
+    words = vocabulary(width)[[*shown, 4]]
     g = torch.Generator().manual_seed(seed)
     rows = torch.full((2, *ids.shape), -1, dtype=torch.int32)
     for row, word in enumerate(shown):
@@ -40,11 +40,11 @@ def of_ids(ids: Tensor, noise: float = 0.0, seed: int = 0) -> ViewFeatures:
     return ViewFeatures(normalize(words + noise * torch.randn(words.shape, generator=g), dim=1), rows)
 
 
-def speak(room: TinyRoom, folder: Path, noise: float = 0.0) -> FeatureSource:
+def speak(room: TinyRoom, folder: Path, noise: float = 0.0, width: int = WIDTH) -> FeatureSource:
     """Write the features of all views of a room into a new folder and open them."""
     folder.mkdir()
     for i in range(room.views):
-        save_features(folder, room.stem(i), of_ids(room.photo(i)[1], noise, seed=i))
+        save_features(folder, room.stem(i), of_ids(room.photo(i)[1], noise, i, width))
     return FeatureSource(folder)
 
 
