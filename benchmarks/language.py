@@ -40,6 +40,10 @@ LANGSPLAT = "three levels, after LangSplat"
 LERF = "thirty scales, after LERF"
 CEILING = "true masks on this geometry"
 GEOMETRY = "geometry"
+ORDER = (  # of the lines of a table; others come last
+    *(title.format(model) for model in MODELS for title in (OURS, COMPOSITE, EXPLICIT, ORACLE, FLAT)),
+    LANGSPLAT, LERF, CEILING,
+)  # fmt: skip
 STEPS = (1, 8, 32, 128, 170)  # table 4.6 of the thesis
 TEMPERATURES = (1.0, 0.3, 0.1, 0.03)
 
@@ -149,12 +153,12 @@ def _reached(rows: dict[str, Row]) -> str:
 
 
 def by_title(rows: dict[str, Row]) -> dict[str, dict[int, Row]]:
-    """title -> seed -> row."""
-    found: dict[str, dict[int, Row]] = {}
+    """title -> seed -> row, the titles in ORDER."""
+    found: dict[str, dict[int, Row]] = {title: {} for title in ORDER}
     for name, row in rows.items():
         seed, _, title = name.partition("/")
         found.setdefault(title, {})[int(seed)] = row
-    return found
+    return {title: own for title, own in found.items() if own}
 
 
 def scores_table(rows: dict[str, Row]) -> str:
