@@ -55,8 +55,8 @@ demo: setup
 
 test test-all sanitize: export GSFIELDS_WERROR = 1
 
-# A process for each core, which takes over what is left of another's share.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations=20
+# A process for each core, eight at most; one that is done takes over from the others.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal --durations=20
 
 test: setup lint
 	$(PYTEST) -m 'not slow'
