@@ -100,7 +100,7 @@ class Shattered(Labels):
     """Other labels, of which each segment is PIECES: every so many pixels, one after another, are of one."""
 
     def __init__(self, whole: Labels) -> None:
-        self.indices = whole.indices
+        super().__init__(whole.source, whole.dataset, whole.indices)
         self._pieces = {index: self._cut(whole.of(index)) for index in whole.indices}
 
     def of(self, index: int) -> ViewLabels:
