@@ -255,11 +255,13 @@ def losses_about_training(views, labels, config):
     """(before, after) on the same lessons."""
     trainer = LanguageTrainer(views, labels, config)
     lessons = [trainer.lesson(index) for index in labels.indices]
-    losses = []
-    for _ in range(2):
-        losses.append(sum(trainer.loss(lesson).item() for lesson in lessons) / len(lessons))
-        trainer.run(progress=False)
-    return losses
+
+    def mean_loss():
+        return sum(trainer.loss(lesson).item() for lesson in lessons) / len(lessons)
+
+    before = mean_loss()
+    trainer.run(progress=False)
+    return before, mean_loss()
 
 
 def test_training_improves_on_what_was_lifted(room, labels):
