@@ -91,7 +91,7 @@ struct Splats {
   }
 
   // Reads the lists, so only for tensors on the host: a wrong list would be read out of bounds. Costs a hundredth of
-  // the blend. Kernels on other devices skip what this would refuse.
+  // the blend. Kernels on other devices skip what this would refuse, and leave zeros where no pixel was listed.
   void check_lists() const {
     const auto rises = [&](const Tensor& ends, int64_t length) {
       const int64_t* at = in<int64_t>(ends);

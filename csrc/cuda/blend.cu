@@ -65,6 +65,11 @@ __global__ void __launch_bounds__(kTilePixels, resident_blocks<S>(kSampled ? 1 :
 template <class S>
 cudaError_t blend(const BlendInput<S>& in, void* image, S* transmittance, int32_t* last, const Allocate& allocate,
                   cudaStream_t stream) {
+  if (in.pixels) {  // no host has read their lists, which may leave rows out
+    GSF_STEP(zero(static_cast<char*>(image), in.rows * in.channels * math::bytes_of(in.storage, sizeof(S)), stream));
+    GSF_STEP(zero(transmittance, in.rows, stream));
+    GSF_STEP(zero(last, in.rows, stream));
+  }
   auto* packed = allocate_array<Packed<S>>(allocate, in.views * in.n);
   GSF_STEP(pack(in, packed, stream));
   if constexpr (sizeof(S) == sizeof(float))
