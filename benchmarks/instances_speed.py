@@ -184,11 +184,10 @@ def _half_loss(config: FieldConfig) -> tensorf.Loss:
     """Ours, of fast features of the first half of the pixels and slow ones of the second."""
 
     def loss(fast: Tensor, slow: Tensor, labels: Tensor) -> Tensor:
-        parts = fast, slow, labels[: len(fast)], labels[len(fast) :]
-        value = contrastive.slow_fast(
-            *parts, form=config.form, kernel=config.kernel, temperature=config.temperature
-        )
-        return value + config.concentration * contrastive.concentration(*parts, form=config.form)
+        return contrastive.slow_fast_and_concentration(
+            fast, slow, labels[: len(fast)], labels[len(fast) :], weight=config.concentration,
+            form=config.form, kernel=config.kernel, temperature=config.temperature,
+        )  # fmt: skip
 
     return loss
 

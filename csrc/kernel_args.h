@@ -141,12 +141,25 @@ struct AdamArgs {
   S rate, beta1, beta2, eps;
 };
 
+// Rows of a table beside those of a slow copy, a moving average of it, which catch up with all that they missed.
+template <class S>
+struct FollowArgs {
+  int64_t n, dim;
+  const S* fast;        // [N,D]
+  S* slow;              // [N,D]
+  int32_t* followed;    // [N] moves of the average that are in `slow`
+  const int64_t* rows;  // [M], each once
+  int32_t follows;      // moves so far
+  S momentum;
+  S* both;  // [M,2D]
+};
+
 // Sums of bags of rows (ops/rows.py). A bag has members, each with a share; which row a member has, `place` tells.
 template <class S>
 struct BagArgs {
-  int64_t n, dim, things, listed;
-  const S* values;         // [n,D]
-  const int32_t* place;    // [things], below 0 for those without a row; null: thing i has row i
+  int64_t dim, listed;
+  const S* values;         // rows of [D]
+  const int32_t* place;    // of each thing, below 0 for those without a row; null: thing i has row i
   const int32_t* members;  // [listed] things, those of a bag after those of the bag before
   const S* shares;         // [listed]
   const int64_t* ends;     // where the members of each bag end

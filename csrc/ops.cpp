@@ -135,6 +135,13 @@ struct Cpu {
   }
 
   template <class S>
+  static void follow_rows(const Tensor&, const FollowArgs<S>& a, int64_t rows) {
+    const auto& kernel = cpu::kernels().of<S>();
+    cpu::parallel_ranges(torch_threads(), rows, 512,
+                         [&](int64_t begin, int64_t end) { kernel.follow_rows(a, begin, end); });
+  }
+
+  template <class S>
   static void sum_bags(const Tensor&, const BagArgs<S>& a, int64_t bags) {
     const auto& kernel = cpu::kernels().of<S>();
     cpu::prefer_large_pages(a.sums, bags * a.dim * int64_t(sizeof(S)));
@@ -218,6 +225,9 @@ STABLE_TORCH_LIBRARY(gsfields, m) {
   m.def(
       "adam_rows(Tensor(a!) table, Tensor(b!) first, Tensor(c!) second, Tensor(d!) powers, Tensor rows, Tensor grads, "
       "float rate, float beta1, float beta2, float eps) -> ()");
+  m.def(
+      "follow_rows(Tensor fast, Tensor(a!) slow, Tensor(b!) followed, Tensor rows, int follows, float momentum) -> "
+      "Tensor");
   m.def("sum_bags(Tensor values, Tensor? place, Tensor members, Tensor shares, Tensor ends, Tensor bags) -> Tensor");
   m.def("cpu_isa() -> int");
   m.def("cpu_isa_available(int isa) -> bool");
@@ -239,6 +249,7 @@ STABLE_TORCH_LIBRARY_IMPL(gsfields, CPU, m) {
   m.impl("ssim", TORCH_BOX(&gsfields::ssim<gsfields::Cpu>));
   m.impl("ssim_backward", TORCH_BOX(&gsfields::ssim_backward<gsfields::Cpu>));
   m.impl("adam_rows", TORCH_BOX(&gsfields::adam_rows<gsfields::Cpu>));
+  m.impl("follow_rows", TORCH_BOX(&gsfields::follow_rows<gsfields::Cpu>));
   m.impl("sum_bags", TORCH_BOX(&gsfields::sum_bags<gsfields::Cpu>));
   m.impl("contrast", TORCH_BOX(&gsfields::contrast<gsfields::Cpu>));
   m.impl("contrast_backward", TORCH_BOX(&gsfields::contrast_backward<gsfields::Cpu>));

@@ -1,4 +1,4 @@
-// The ops on rows of a table: a step of Adam, and sums of bags of rows.
+// The ops on rows of a table: a step of Adam, a moving average, and sums of bags of rows.
 #pragma once
 
 #include <algorithm>
@@ -19,6 +19,11 @@ void check_range(const I* numbers, int64_t count, int64_t low, int64_t high, con
   check(least >= low, name, " holds ", least, ", but must be at least ", low);
 }
 
+// What is written in place must be what it seems: as checked, not a copy.
+inline void check_in_place(const Tensor& given, const Tensor& checked, const char* name) {
+  check(checked.mutable_data_ptr() == given.mutable_data_ptr(), name, " must be contiguous");
+}
+
 template <class Backend>
 void adam_rows(const Tensor& table, const Tensor& first, const Tensor& second, const Tensor& powers,
                const Tensor& rows_, const Tensor& grads_, double rate, double beta1, double beta2, double eps) {
@@ -27,12 +32,10 @@ void adam_rows(const Tensor& table, const Tensor& first, const Tensor& second, c
   const Dim N{"N", table.size(0)}, D{"D", table.size(1)};
   const Tensor rows = like.of(rows_, "rows", ScalarType::Long, {{"M"}});
   const Tensor grads = like(grads_, "grads", {{"M", rows.size(0)}, D});
-  // Written in place, so they must be what they seem
-  const auto in_place = [&](const Tensor& t, const char* name, const std::vector<Dim>& dims) {
-    check(like(t, name, dims).mutable_data_ptr() == t.mutable_data_ptr(), name, " must be contiguous");
-  };
-  in_place(table, "table", {N, D}), in_place(first, "first", {N, D}), in_place(second, "second", {N, D});
-  in_place(powers, "powers", {N, {"2", 2}});
+  check_in_place(table, like(table, "table", {N, D}), "table");
+  check_in_place(first, like(first, "first", {N, D}), "first");
+  check_in_place(second, like(second, "second", {N, D}), "second");
+  check_in_place(powers, like(powers, "powers", {N, {"2", 2}}), "powers");
   if constexpr (Backend::kOnHost) {
     check_range(in<int64_t>(rows), rows.size(0), 0, N.size, "rows", "N");
   }
@@ -43,6 +46,29 @@ void adam_rows(const Tensor& table, const Tensor& first, const Tensor& second, c
                         S(rate),        S(beta1),       S(beta2),          S(eps)};
     Backend::adam_rows(table, a, rows.size(0));
   });
+}
+
+template <class Backend>
+Tensor follow_rows(const Tensor& fast_, const Tensor& slow, const Tensor& followed, const Tensor& rows_,
+                   int64_t follows, double momentum) {
+  const Like like(fast_, "fast");
+  const Tensor fast = like(fast_, "fast", {{"N"}, {"D"}});
+  const Dim N{"N", fast.size(0)}, D{"D", fast.size(1)};
+  check_in_place(slow, like(slow, "slow", {N, D}), "slow");
+  check_in_place(followed, like.of(followed, "followed", ScalarType::Int, {N}), "followed");
+  const Tensor rows = like.of(rows_, "rows", ScalarType::Long, {{"M"}});
+  check(follows >= 0 && follows <= INT32_MAX, "follows is ", follows, ", but must be from 0 to ", INT32_MAX);
+  check(momentum >= 0 && momentum <= 1, "momentum is ", momentum, ", but must be from 0 to 1");
+  if constexpr (Backend::kOnHost) check_range(in<int64_t>(rows), rows.size(0), 0, N.size, "rows", "N");
+  const Tensor both = make(fast, {rows.size(0), 2 * D.size});
+  with_scalar(like, [&](auto s) {
+    using S = decltype(s);
+    const FollowArgs<S> a{
+        N.size,           D.size,      in<S>(fast), out<S>(slow), out<int32_t>(followed), in<int64_t>(rows),
+        int32_t(follows), S(momentum), out<S>(both)};
+    Backend::follow_rows(fast, a, rows.size(0));
+  });
+  return both;
 }
 
 template <class Backend>
@@ -69,9 +95,7 @@ Tensor sum_bags(const Tensor& values_, const Optional& place_, const Tensor& mem
   const Tensor sums = make(values, {bags.size(0), dim});
   with_scalar(like, [&](auto s) {
     using S = decltype(s);
-    const BagArgs<S> a{n,
-                       dim,
-                       things,
+    const BagArgs<S> a{dim,
                        listed,
                        in<S>(values),
                        place ? in<int32_t>(*place) : nullptr,

@@ -19,6 +19,7 @@ from gsfields.losses.contrastive import (
     segment_consistency,
     semantic_cross_entropy,
     slow_fast,
+    slow_fast_and_concentration,
     vanilla,
     virtual_labels,
 )
@@ -157,6 +158,23 @@ def test_concentration_is_its_formula(form, weighted):
     expected = mean(squares) if form == "paper" else -mean(rewards)
     loss = concentration(fast, slow, labels_fast, labels_slow, confidence if weighted else None, form=form)
     assert loss.item() == pytest.approx(expected, rel=1e-12)
+
+
+@both_forms
+@both_kernels
+@pytest.mark.parametrize("weight", [0.0, 0.7])
+def test_both_together_are_their_sum(form, kernel, weight):
+    *given, confidence = halves(40, 50)
+    features = given[0].requires_grad_()
+    apart = slow_fast(*given, form=form, kernel=kernel, temperature=0.5)
+    apart = apart + weight * concentration(*given, confidence, form=form)
+    together = slow_fast_and_concentration(
+        *given, confidence, weight=weight, form=form, kernel=kernel, temperature=0.5
+    )
+    assert together.item() == pytest.approx(apart.item(), rel=1e-14)
+    slopes = [torch.autograd.grad(loss, features)[0] for loss in (together, apart)]
+    assert slopes[0].any()
+    torch.testing.assert_close(*slopes, rtol=1e-12, atol=1e-15)
 
 
 @both_forms

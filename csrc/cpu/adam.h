@@ -9,11 +9,17 @@ namespace {
 using namespace gsfields;
 using namespace gsfields::cpu;
 
+constexpr int kAdamAhead = 4;  // how many rows ahead to fetch
+
 template <class S, int L>
 void adam_rows(const AdamArgs<S>& a, int64_t begin, int64_t end) {
   using V = typename Lanes<S, L>::V;
   const S beta1 = a.beta1, beta2 = a.beta2;
   for (int64_t i = begin; i < end; ++i) {
+    const int64_t ahead = a.rows[math::min(i + kAdamAhead, end - 1)];
+    __builtin_prefetch(a.powers + 2 * ahead, 1);
+    for (int64_t k = ahead * a.dim; k < (ahead + 1) * a.dim; k += 64 / int(sizeof(S)))
+      __builtin_prefetch(a.table + k, 1), __builtin_prefetch(a.first + k, 1), __builtin_prefetch(a.second + k, 1);
     S* const powers = a.powers + 2 * a.rows[i];
     powers[0] *= beta1, powers[1] *= beta2;
     // rate · (m / c1) / (sqrt(v / c2) + eps), c = 1 - beta^steps

@@ -117,15 +117,23 @@ void contrast_prepare(const ContrastArgs<S>& a, void* shared) {
   for (int64_t j = 0; j < stride; ++j) ids[j] = j < a.others ? I(a.other_segments[j]) : I(-1);
 }
 
-// Σ exp(score - shift) over the lanes that `mask(j)` keeps.
-template <class S, int L, class F>
-GSF_HD S sum_of_exponentials(const S* scores, int64_t stride, S shift, F mask) {
+template <class S>
+struct Sums {
+  S of_all, of_partners;
+};
+
+// Σ exp(score - shift) over all others of row r, and over its partners.
+template <class S, int L>
+GSF_HD Sums<S> sums_of_exponentials(const Pairs<S, L>& p, int r, S shift) {
   using V = typename Lanes<S, L>::V;
-  V sum{};
-  for (int64_t j = 0; j < stride; j += L) sum += kept(exponential(V(load<V>(scores + j) - shift)), mask(j));
-  S total = 0;
-  for (int l = 0; l < L; ++l) total += sum[l];
-  return total;
+  V all{}, partners{};
+  for (int64_t j = 0; j < p.stride; j += L) {
+    const V counted = exponential(V(load<V>(p.scores + r * p.stride + j) - shift));
+    all += kept(counted, p.valid(j)), partners += kept(counted, p.partners(r, j));
+  }
+  Sums<S> sums{};
+  for (int l = 0; l < L; ++l) sums.of_all += all[l], sums.of_partners += partners[l];
+  return sums;
 }
 
 template <class S, int L>
@@ -148,21 +156,18 @@ void contrast_rows(const ContrastArgs<S>& a, const void* shared, int64_t begin, 
         found[r] |= partners;
       });
     for (int r = 0; r < p.count; ++r) {
-      const S* scores = p.scores + r * p.stride;
       S top = highest[r][0], partner = highest_partner[r][0];
       for (int l = 1; l < L; ++l)
         top = math::max(top, highest[r][l]), partner = math::max(partner, highest_partner[r][l]);
-      const auto all = [&](int64_t j) __attribute__((always_inline)) { return p.valid(j); };
-      const auto own = [&](int64_t j) __attribute__((always_inline)) { return p.partners(r, j); };
       S* logs = a.logsums + 2 * (first + r);
       if (!any(found[r])) {  // no partner, no loss, no gradient
         logs[0] = logs[1] = S(__builtin_inf()), a.losses[first + r] = 0;
         continue;
       }
       const bool near = top - partner < S(kSafeGap);
-      const S shift = near ? top : partner;
-      const S total = math::log(sum_of_exponentials<S, L>(scores, p.stride, top, all));
-      const S among = math::log(sum_of_exponentials<S, L>(scores, p.stride, shift, own));
+      const Sums<S> sums = sums_of_exponentials(p, r, top);
+      const S total = math::log(sums.of_all), shift = near ? top : partner;
+      const S among = math::log(near ? sums.of_partners : sums_of_exponentials(p, r, partner).of_partners);
       S unless_finite = 0;  // what is not a number passes by comparisons unseen
       for (int64_t k = 0; k < a.dim; ++k) unless_finite += 0 * p.rows[r][k];
       logs[0] = top + total + unless_finite, logs[1] = shift + among;

@@ -4,6 +4,7 @@
 #include "bags.h"
 #include "blend.h"
 #include "contrast.h"
+#include "follow.h"
 #include "project.h"
 #include "respond.h"
 #include "seen.h"
@@ -48,6 +49,7 @@ constexpr Kernels<S> table() {
           .ssim_rows = ssim_rows<S>,
           .ssim_backward_rows = ssim_backward_rows<S>,
           .adam_rows = adam_rows<S, L>,
+          .follow_rows = follow_rows<S, L>,
           .sum_bags = sum_bags<S, L>,
           .contrast_shared = contrast_shared<S, L>,
           .contrast_prepare = contrast_prepare<S, L>,

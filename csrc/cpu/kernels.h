@@ -121,8 +121,9 @@ struct Kernels {
   int64_t (*ssim_scratch)(int64_t row, int64_t band);
   void (*ssim_rows)(const SsimArgs<S>&, int64_t begin, int64_t end, void* scratch);
   void (*ssim_backward_rows)(const SsimArgs<S>&, int64_t begin, int64_t end, void* scratch);
-  void (*adam_rows)(const AdamArgs<S>&, int64_t begin, int64_t end);  // of the rows
-  void (*sum_bags)(const BagArgs<S>&, int64_t begin, int64_t end);    // of those that are asked for
+  void (*adam_rows)(const AdamArgs<S>&, int64_t begin, int64_t end);      // of the rows
+  void (*follow_rows)(const FollowArgs<S>&, int64_t begin, int64_t end);  // of the rows
+  void (*sum_bags)(const BagArgs<S>&, int64_t begin, int64_t end);        // of those that are asked for
   int64_t (*contrast_shared)(const ContrastArgs<S>&);  // bytes that contrast_prepare writes and all rows read
   void (*contrast_prepare)(const ContrastArgs<S>&, void* shared);
   int64_t (*contrast_scratch)(const ContrastArgs<S>&);

@@ -128,6 +128,11 @@ struct Cuda {
   }
 
   template <class S>
+  static void follow_rows(const Tensor& fast, const FollowArgs<S>& a, int64_t rows) {
+    run("follow_rows", fast, [&](cudaStream_t stream) { return cuda::follow_rows(a, rows, stream); });
+  }
+
+  template <class S>
   static void sum_bags(const Tensor& values, const BagArgs<S>& a, int64_t bags) {
     run("sum_bags", values, [&](cudaStream_t stream) { return cuda::sum_bags(a, bags, stream); });
   }
@@ -163,5 +168,6 @@ STABLE_TORCH_LIBRARY_IMPL(gsfields, CUDA, m) {
   m.impl("contrast", TORCH_BOX(&gsfields::contrast<gsfields::Cuda>));
   m.impl("contrast_backward", TORCH_BOX(&gsfields::contrast_backward<gsfields::Cuda>));
   m.impl("adam_rows", TORCH_BOX(&gsfields::adam_rows<gsfields::Cuda>));
+  m.impl("follow_rows", TORCH_BOX(&gsfields::follow_rows<gsfields::Cuda>));
   m.impl("sum_bags", TORCH_BOX(&gsfields::sum_bags<gsfields::Cuda>));
 }

@@ -88,6 +88,9 @@ template <class S>
 cudaError_t adam_rows(const AdamArgs<S>& a, int64_t rows, cudaStream_t stream);
 
 template <class S>
+cudaError_t follow_rows(const FollowArgs<S>& a, int64_t rows, cudaStream_t stream);
+
+template <class S>
 cudaError_t sum_bags(const BagArgs<S>& a, int64_t bags, cudaStream_t stream);
 
 }  // namespace gsfields::cuda

@@ -11,6 +11,7 @@ constexpr int kRespondBlock = 128;
 constexpr int kRespondSumBlock = 512;
 constexpr int kContrastBlock = 128;
 constexpr int kAdamBlock = 128;
+constexpr int kFollowBlock = 128;
 constexpr int kBagBlock = 128;
 constexpr int kSeenBlock = 128;
 
@@ -18,7 +19,7 @@ constexpr bool is_block_size(int threads) { return threads % 32 == 0 && threads 
 static_assert(is_block_size(kProjectBlock) && is_block_size(kShBlock) && is_block_size(kPackBlock));
 static_assert(is_block_size(kRespondBlock) && is_block_size(kRespondSumBlock));
 static_assert(is_block_size(kContrastBlock) && is_block_size(kAdamBlock) && is_block_size(kBagBlock));
-static_assert(is_block_size(kSeenBlock));
+static_assert(is_block_size(kFollowBlock) && is_block_size(kSeenBlock));
 
 // Blocks of these that a multiprocessor should hold: told so, the compiler takes the registers that divisions in double
 // need; else it spills some.

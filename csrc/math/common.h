@@ -117,6 +117,15 @@ GSF_HD float fma(float a, float b, float c) { return GSF_LIBM(fmaf)(a, b, c); }
 GSF_HD double fma(double a, double b, double c) { return GSF_LIBM(fma)(a, b, c); }
 #undef GSF_LIBM
 
+// By squares: 0^0 = 1, and x^e = 1 for e < 0.
+template <class S>
+GSF_HD S power(S x, int e) {
+  S product = 1;
+  for (; e > 0; e >>= 1, x *= x)
+    if (e & 1) product *= x;
+  return product;
+}
+
 // True where x is neither NaN nor infinite.
 template <class T>
 GSF_HD auto finite(T x) {

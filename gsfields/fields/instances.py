@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from gsfields import ops
 
 MOMENTUM = 0.9  # of the moving average (section 4, implementation details)
 
@@ -58,23 +61,44 @@ class FreeField(InstanceField):
     def fast(self, rows: Tensor | None = None) -> Tensor:
         return self.theta if rows is None else nn.functional.embedding(rows, self.theta, sparse=True)
 
-    @torch.no_grad()
     def slow(self, rows: Tensor | None = None) -> Tensor:
         if rows is None:
             rows = torch.arange(len(self.theta), device=self.theta.device)
-        missed = self.follows - self.followed.index_select(0, rows)
-        left = torch.pow(self.momentum, missed.to(self.theta.dtype))[:, None]
-        fast = self.theta.index_select(0, rows)
-        caught_up = torch.lerp(fast, self.theta_slow.index_select(0, rows), left)
-        self.theta_slow.index_copy_(0, rows, caught_up)
-        self.followed.index_fill_(0, rows, self.follows)
-        return caught_up
+        return self._side_by_side(rows)[:, self.dim :]
+
+    def both(self, rows: Tensor | None = None) -> Tensor:
+        if rows is None:
+            return super().both()
+        both: Tensor = _FastOfBoth.apply(self.theta, self._side_by_side(rows), rows)
+        return both
 
     def follow(self) -> None:
         self.follows += 1
 
+    @torch.no_grad()
+    def _side_by_side(self, rows: Tensor) -> Tensor:
+        return ops.follow_rows(
+            self.theta, self.theta_slow, self.followed, rows, follows=self.follows, momentum=self.momentum
+        )
+
     theta_slow: Tensor
     followed: Tensor
+
+
+class _FastOfBoth(torch.autograd.Function):
+    """Rows of θ beside their slow ones, [M, 2 D], as they are: θ gets the gradient of the former, sparse in rows."""
+
+    @staticmethod
+    def forward(ctx: Any, theta: Tensor, both: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.shape = theta.shape
+        return both.view_as(both)
+
+    @staticmethod
+    def backward(ctx: Any, v_both: Tensor) -> tuple[Tensor, None, None]:
+        (rows,) = ctx.saved_tensors
+        v_fast = v_both[:, : ctx.shape[1]].contiguous()
+        return torch.sparse_coo_tensor(rows[None], v_fast, ctx.shape, check_invariants=False), None, None
 
 
 class PositionField(InstanceField):

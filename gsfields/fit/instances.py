@@ -123,17 +123,11 @@ class InstanceTrainer:
             loss = contrastive.dino(fast, slow, labels_fast, labels_slow, self.center)
             self.center = contrastive.dino_center(self.center, slow.detach(), labels_slow)
             return loss
-        loss = contrastive.slow_fast(
-            fast, slow, labels_fast, labels_slow,
+        confidence = None if batch.confidence is None else batch.confidence[:half]
+        return contrastive.slow_fast_and_concentration(
+            fast, slow, labels_fast, labels_slow, confidence, weight=config.concentration,
             form=config.form, kernel=config.kernel, temperature=config.temperature,
         )  # fmt: skip
-        if config.concentration > 0:
-            confidence = None if batch.confidence is None else batch.confidence[:half]
-            pull = contrastive.concentration(
-                fast, slow, labels_fast, labels_slow, confidence, form=config.form
-            )
-            loss = loss + config.concentration * pull
-        return loss
 
 
 def single_loss(features: Tensor, batch: Batch, config: FieldConfig) -> Tensor:

@@ -54,12 +54,7 @@ def slow_fast(
         labels_fast, labels_slow: [P], [Q].
         temperature: T.
     """
-    _one_of("form", form, Form)
-    _one_of("kernel", kernel, Kernel)
-    _positive("temperature", temperature)
-    halves = _halves(fast, slow, labels_fast, labels_slow)
-    similarity = Similarity(2 if form == "paper" else 1, kernel, temperature)
-    return _mean(surprise(*halves[:4], similarity))
+    return _slow_fast(_halves(fast, slow, labels_fast, labels_slow), form, kernel, temperature)
 
 
 def concentration(
@@ -77,8 +72,37 @@ def concentration(
     of exp(-‖f - c̄‖²), a reward between 0 and 1 that gives up on pixels far away. Confidences [P] of the fast pixels
     multiply what is averaged (only the code has them), and do not change what it is divided by.
     """
-    _one_of("form", form, Form)
+    return _concentration(_halves(fast, slow, labels_fast, labels_slow, confidence), form)
+
+
+def slow_fast_and_concentration(
+    fast: Tensor,
+    slow: Tensor,
+    labels_fast: Tensor,
+    labels_slow: Tensor,
+    confidence: Tensor | None = None,
+    *,
+    weight: float = 1.0,
+    form: Form = "paper",
+    kernel: Kernel = "double",
+    temperature: float = 1.0,
+) -> Tensor:
+    """The loss of the paper: `slow_fast` plus `weight` times `concentration`, which look for partners once."""
     halves = _halves(fast, slow, labels_fast, labels_slow, confidence)
+    loss = _slow_fast(halves, form, kernel, temperature)
+    return loss + weight * _concentration(halves, form) if weight else loss
+
+
+def _slow_fast(halves: _Halves, form: Form, kernel: Kernel, temperature: float) -> Tensor:
+    _one_of("form", form, Form)
+    _one_of("kernel", kernel, Kernel)
+    _positive("temperature", temperature)
+    similarity = Similarity(2 if form == "paper" else 1, kernel, temperature)
+    return _mean(surprise(*halves[:4], similarity))
+
+
+def _concentration(halves: _Halves, form: Form) -> Tensor:
+    _one_of("form", form, Form)
     centroids = _segment_means(halves.slow, halves.slow_segment)
     squared = (halves.fast - centroids[halves.fast_segment]).square().sum(1)
     if form == "paper":
@@ -339,10 +363,10 @@ def _halves(
             f"but is [Q, {slow.shape[1]}] of {slow.dtype}"
         )
     names, slow_segment = labels_slow.unique(return_inverse=True)
-    shared = torch.isin(labels_fast, names)
+    place = torch.searchsorted(names, labels_fast)
+    shared = place < torch.searchsorted(names, labels_fast, right=True)
     weights = torch.ones_like(fast[:, 0]) if confidence is None else confidence[inside]
-    fast_segment = torch.searchsorted(names, labels_fast[shared])
-    return _Halves(fast[shared], slow, fast_segment, slow_segment, weights[shared])
+    return _Halves(fast[shared], slow, place[shared], slow_segment, weights[shared])
 
 
 def _in_segments(
@@ -358,6 +382,8 @@ def _in_segments(
     if (labels < 0).any():
         raise ValueError(f"{labels_name} must be 0 (none) or above, but has {int(labels.min())}")
     inside = labels != 0
+    if inside.all():  # as most often in training: nothing to copy
+        return features, labels, inside
     return features[inside], labels[inside], inside
 
 

@@ -34,4 +34,5 @@ from gsfields.ops.library import set_cpu_isa as set_cpu_isa
 from gsfields.ops.motion import pose_of as pose_of
 from gsfields.ops.motion import respond as respond
 from gsfields.ops.rows import adam_rows as adam_rows
+from gsfields.ops.rows import follow_rows as follow_rows
 from gsfields.ops.rows import sum_bags as sum_bags

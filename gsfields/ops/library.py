@@ -43,6 +43,7 @@ for _op in (
     "ssim",
     "contrast",
     "adam_rows",
+    "follow_rows",
     "sum_bags",
 ):
     _refuse_cuda(_op)

@@ -1,4 +1,4 @@
-"""Steps of optimisation on some rows of a table, and sums of rows."""
+"""Steps of optimisation on some rows of a table, moving averages of them, and sums of rows."""
 
 import torch
 from torch import Tensor
@@ -34,6 +34,29 @@ def adam_rows(
 @torch.library.register_fake("gsfields::adam_rows")
 def _(table, first, second, powers, rows, grads, rate, beta1, beta2, eps):  # type: ignore[no-untyped-def]
     return None
+
+
+def follow_rows(
+    fast: Tensor, slow: Tensor, followed: Tensor, rows: Tensor, *, follows: int, momentum: float
+) -> Tensor:
+    """Some rows of a table beside those of its moving average, [M, 2 D]: fast, then slow.
+
+    The average moves `follows` times in all, slow <- momentum · slow + (1 - momentum) · fast, of which a slow row has
+    made followed[row]. It makes what it missed at once and in place, as if the fast one had not changed meanwhile. No
+    gradients.
+
+    Args:
+        fast, slow: [N, D], slow contiguous; followed: [N] int32, contiguous; rows: [M] int64, each once.
+
+    A row outside the table is refused on the CPU, and comes as zeros on a GPU.
+    """
+    return torch.as_tensor(native.follow_rows(fast, slow, followed, rows, follows, momentum))
+
+
+@torch.library.register_fake("gsfields::follow_rows")
+def _(fast, slow, followed, rows, follows, momentum):  # type: ignore[no-untyped-def]
+    same_device(fast=fast, slow=slow, followed=followed, rows=rows)
+    return fast.new_empty(len(rows), 2 * fast.shape[1])
 
 
 def sum_bags(

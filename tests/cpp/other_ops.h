@@ -191,6 +191,27 @@ void test_adam(int64_t n, int64_t dim, const std::string& where) {
   }
 }
 
+// Every other row, which missed its number % 5 moves of the average: 2^-missed of it is left.
+template <class S>
+void test_follow(int64_t n, int64_t dim, const std::string& where) {
+  Array<S> fast(n * dim), slow(n * dim), both((n + 1) / 2 * 2 * dim);
+  Array<int32_t> followed(n);
+  Array<int64_t> rows((n + 1) / 2);
+  for (int64_t i = 0; i < n * dim; ++i) fast[i] = S(i % 7), slow[i] = S(i % 11 - 5);
+  for (int64_t i = 0; i < n; ++i) followed[i] = int32_t(6 - i % 5);
+  for (int64_t i = 0; i < rows.size(); ++i) rows[i] = 2 * i;
+  kernels().of<S>().follow_rows({n, dim, fast.get(), slow.get(), followed.get(), rows.get(), 6, S(0.5), both.get()}, 0,
+                                rows.size());
+  for (int64_t i = 0; i < n * dim; ++i) {
+    const int64_t row = i / dim, at = row / 2 * 2 * dim + i % dim;
+    const double old = double(i % 11 - 5), to = double(i % 7), left = row % 2 ? 1 : std::ldexp(1, -int(row % 5));
+    const double expected = to + left * (old - to);
+    check(std::abs(double(slow[i]) - expected) < 1e-5, where + "a slow row that follows");
+    check(row % 2 || (both[at] == S(to) && both[at + dim] == slow[i]), where + "fast and slow side by side");
+  }
+  for (int64_t row = 0; row < n; ++row) check(followed[row] == (row % 2 ? 6 - row % 5 : 6), where + "moves made");
+}
+
 // Bag b has b % 4 members, b and those after it, of which the even ones have a row; all are asked for.
 template <class S>
 void test_bags(int64_t n, int64_t dim, const std::string& where) {
@@ -205,8 +226,7 @@ void test_bags(int64_t n, int64_t dim, const std::string& where) {
     for (int64_t j = 0; j < b % 4; ++j, ++k) members[k] = int32_t((b + j) % n), shares[k] = S(k % 5 - 2);
   for (int64_t i = 0; i < n * dim; ++i) values[i] = S(i % 13 - 6), sums[i] = S(99);
   kernels().of<S>().sum_bags(
-      {n, dim, n, listed, values.get(), place.get(), members.get(), shares.get(), ends.get(), bags.get(), sums.get()},
-      0, n);
+      {dim, listed, values.get(), place.get(), members.get(), shares.get(), ends.get(), bags.get(), sums.get()}, 0, n);
   for (int64_t b = 0; b < n; ++b)
     for (int64_t c = 0; c < dim; ++c) {
       double expected = 0;

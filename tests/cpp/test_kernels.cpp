@@ -311,7 +311,7 @@ void test_all(const std::string& where) {
            {1, 1, 1}, {3, 40, 3}, {33, 17, 16}, {70, 64, 5}, {130, 90, 37}, {5, 0, 2}, {0, 5, 2}})
     for (const bool own_partner : {true, false}) test_contrast<S>(n, m, dim, own_partner, where);
   for (const auto& [n, dim] : std::vector<std::array<int64_t, 2>>{{0, 3}, {1, 1}, {9, 16}, {20, 37}})
-    test_adam<S>(n, dim, where), test_bags<S>(n, dim, where);
+    test_adam<S>(n, dim, where), test_follow<S>(n, dim, where), test_bags<S>(n, dim, where);
   test_bags<S>(50, 150, where);
 }
 

@@ -57,6 +57,7 @@ def test_library_loads_in_a_torch_without_cuda():
         "ssim",
         "contrast",
         "adam_rows",
+        "follow_rows",
         "sum_bags",
     ],
 )

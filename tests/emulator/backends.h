@@ -106,6 +106,7 @@ struct Cpu {
   }
   static void contrast(const ContrastArgs<double>& a, bool backward) { cpu::contrast(a, backward, threads()); }
   static void adam_rows(const AdamArgs<double>& a, int64_t rows) { kernels().adam_rows(a, 0, rows); }
+  static void follow_rows(const FollowArgs<double>& a, int64_t rows) { kernels().follow_rows(a, 0, rows); }
   static void sum_bags(const BagArgs<double>& a, int64_t bags) { kernels().sum_bags(a, 0, bags); }
 };
 
@@ -161,6 +162,7 @@ struct Cuda {
   }
   static void contrast(const ContrastArgs<float>& a, bool backward) { finish(cuda::contrast(a, backward, stream)); }
   static void adam_rows(const AdamArgs<float>& a, int64_t rows) { finish(cuda::adam_rows(a, rows, stream)); }
+  static void follow_rows(const FollowArgs<float>& a, int64_t rows) { finish(cuda::follow_rows(a, rows, stream)); }
   static void sum_bags(const BagArgs<float>& a, int64_t bags) { finish(cuda::sum_bags(a, bags, stream)); }
 };
 

@@ -313,6 +313,21 @@ Results adam_rows(int64_t n, int64_t dim) {
   return {table.numbers(), first.numbers(), second.numbers(), powers.numbers()};
 }
 
+// Half the rows, which missed 0 to 6 moves.
+template <class B>
+Results follow_rows(int64_t n, int64_t dim) {
+  using S = typename B::Scalar;
+  Random rng{std::mt19937(10)};
+  const int64_t count = n / 2;
+  const Array<S> fast(rng.numbers(n * dim, -1, 1)), slow(rng.numbers(n * dim, -1, 1)), both(2 * count * dim);
+  const Array<int32_t> followed(n);
+  const Array<int64_t> rows(count);
+  for (int64_t i = 0; i < n; ++i) followed.get()[i] = int32_t(3 + i % 7);
+  for (int64_t i = 0; i < count; ++i) rows.get()[i] = 2 * i + 1;
+  B::follow_rows({n, dim, fast.get(), slow.get(), followed.get(), rows.get(), 9, S(0.75), both.get()}, count);
+  return {slow.numbers(), both.numbers()};
+}
+
 // Bags of 0 to 4 members, of which every third has no row; asked for from the last to the first, but one in five.
 template <class B>
 Results sum_bags(int64_t n, int64_t dim, bool placed) {
@@ -331,8 +346,8 @@ Results sum_bags(int64_t n, int64_t dim, bool placed) {
   const Array<S> shares(rng.numbers(listed, -1, 1)), sums(count * dim);
   const Array<int32_t> places(place), things(members);
   const Array<int64_t> all_ends(ends), asked(bags);
-  B::sum_bags({n, dim, n, listed, values.get(), placed ? places.get() : nullptr, things.get(), shares.get(),
-               all_ends.get(), asked.get(), sums.get()},
+  B::sum_bags({dim, listed, values.get(), placed ? places.get() : nullptr, things.get(), shares.get(), all_ends.get(),
+               asked.get(), sums.get()},
               count);
   return {sums.numbers()};
 }
@@ -405,8 +420,10 @@ int main() {
       for (const bool squared : {false, true})
         compare(name + "contrast", contrast<Cuda>(pixels, others, dim, squared),
                 contrast<Cpu>(pixels, others, dim, squared), 1e-4, 0);
-    for (const auto& [n, dim] : {std::array<int64_t, 2>{300, 5}, {9, 70}, {0, 3}})
+    for (const auto& [n, dim] : {std::array<int64_t, 2>{300, 5}, {9, 70}, {0, 3}}) {
       compare(name + "adam", adam_rows<Cuda>(n, dim), adam_rows<Cpu>(n, dim), 1e-5, 0);
+      compare(name + "follow", follow_rows<Cuda>(n, dim), follow_rows<Cpu>(n, dim), 1e-5, 0);
+    }
     for (const auto& [n, dim] : {std::array<int64_t, 2>{300, 5}, {9, 70}, {0, 3}})
       for (const bool placed : {false, true})
         compare(name + "bags", sum_bags<Cuda>(n, dim, placed), sum_bags<Cpu>(n, dim, placed), 1e-5, 0);

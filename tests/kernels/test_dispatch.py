@@ -69,6 +69,9 @@ def samples(dtype: torch.dtype, n: int, views: int) -> dict[str, tuple]:
         "ssim_backward": (image1, image2, *native.ssim(image1, image2)[1:], image1),
         "contrast": (*pairs, *kind),
         "contrast_backward": (*pairs, native.contrast(*pairs, *kind)[1], features[:, 0].clone(), *kind, True),
+        "follow_rows": (
+            features, averages[1].clone(), torch.arange(n).int() % 3, torch.arange(n).flip(0), 4, 0.9,
+        ),
         "sum_bags": (
             features, segments.clone(), segments, features[:, 0].clone(), torch.arange(n), torch.arange(n).flip(0)
         ),

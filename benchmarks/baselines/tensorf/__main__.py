@@ -30,8 +30,9 @@ PICTURES = 6  # frames on the contact sheet
 def slow_fast(fast: Tensor, slow: Tensor, labels: Tensor) -> Tensor:
     """Slow-fast and concentration as released: the first half of the pixels against the second."""
     half = len(labels) // 2
-    pair = fast[:half], slow[half:], labels[:half], labels[half:]
-    return contrastive.slow_fast(*pair, form="released") + contrastive.concentration(*pair, form="released")
+    return contrastive.slow_fast_and_concentration(
+        fast[:half], slow[half:], labels[:half], labels[half:], form="released"
+    )
 
 
 def vanilla(fast: Tensor, slow: Tensor, labels: Tensor) -> Tensor:
