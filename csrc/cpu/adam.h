@@ -9,16 +9,18 @@ namespace {
 using namespace gsfields;
 using namespace gsfields::cpu;
 
-constexpr int kAdamAhead = 4;  // how many rows ahead to fetch
+constexpr int kAdamAhead = 4;  // how many rows ahead to fetch, for a processor knows only what follows within a row
 
 template <class S, int L>
 void adam_rows(const AdamArgs<S>& a, int64_t begin, int64_t end) {
   using V = typename Lanes<S, L>::V;
+  constexpr int kLine = 64 / int(sizeof(S));
   const S beta1 = a.beta1, beta2 = a.beta2;
+  const int64_t fetched = math::min(a.dim, int64_t(4 * kLine));
   for (int64_t i = begin; i < end; ++i) {
     const int64_t ahead = a.rows[math::min(i + kAdamAhead, end - 1)];
     __builtin_prefetch(a.powers + 2 * ahead, 1);
-    for (int64_t k = ahead * a.dim; k < (ahead + 1) * a.dim; k += 64 / int(sizeof(S)))
+    for (int64_t k = ahead * a.dim; k < ahead * a.dim + fetched; k += kLine)
       __builtin_prefetch(a.table + k, 1), __builtin_prefetch(a.first + k, 1), __builtin_prefetch(a.second + k, 1);
     S* const powers = a.powers + 2 * a.rows[i];
     powers[0] *= beta1, powers[1] *= beta2;

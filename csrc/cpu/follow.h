@@ -15,13 +15,14 @@ template <class S, int L>
 void follow_rows(const FollowArgs<S>& a, int64_t begin, int64_t end) {
   using V = typename Lanes<S, L>::V;
   constexpr int kLine = 64 / int(sizeof(S));
+  const int64_t fetched = math::min(a.dim, int64_t(4 * kLine));
   int32_t known = 0;  // rows side by side have often been seen together
   S left = 1;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t row = a.rows[i], ahead = a.rows[math::min(i + kFollowAhead, end - 1)];
     __builtin_prefetch(a.followed + ahead, 1);
-    for (int64_t k = 0; k < a.dim; k += kLine)
-      __builtin_prefetch(a.fast + ahead * a.dim + k), __builtin_prefetch(a.slow + ahead * a.dim + k, 1);
+    for (int64_t k = ahead * a.dim; k < ahead * a.dim + fetched; k += kLine)
+      __builtin_prefetch(a.fast + k), __builtin_prefetch(a.slow + k, 1);
     const int32_t missed = a.follows - a.followed[row];
     if (missed != known) known = missed, left = math::power(a.momentum, missed);
     a.followed[row] = a.follows;
