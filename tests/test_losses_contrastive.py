@@ -409,6 +409,11 @@ X, L = torch.zeros(4, 3), torch.ones(4, dtype=torch.int64)
             "slow must be [Q, 3] of torch.float32 like fast, but is [Q, 2] of torch.float32",
         ),
         (lambda: concentration(X, X, L, L, X), ValueError, "confidence must be [4], but is [4, 3]"),
+        (
+            lambda: slow_fast_and_concentration(X, X, L, L, weight=-1),
+            ValueError,
+            "weight must be 0 or above, but is -1",
+        ),
         (lambda: linear_assignment(X, L, X[:2, 0]), ValueError, "confidence must be [4], but is [2]"),
         (lambda: dino(X, X, L, L, X), ValueError, "center must be [3] like one of slow, but is [4, 3]"),
         (

@@ -87,7 +87,9 @@ def slow_fast_and_concentration(
     kernel: Kernel = "double",
     temperature: float = 1.0,
 ) -> Tensor:
-    """The loss of the paper: `slow_fast` plus `weight` times `concentration`, which look for partners once."""
+    """The loss of the paper: `slow_fast` plus `weight`, 0 or above, times `concentration`; partners are found once."""
+    if not weight >= 0:
+        raise ValueError(f"weight must be 0 or above, but is {weight}")
     halves = _halves(fast, slow, labels_fast, labels_slow, confidence)
     loss = _slow_fast(halves, form, kernel, temperature)
     return loss + weight * _concentration(halves, form) if weight else loss
